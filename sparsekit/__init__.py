@@ -1,0 +1,1 @@
+"""2:4 (n:m) structured sparsity for TensorFlow."""
