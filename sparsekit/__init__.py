@@ -1,1 +1,98 @@
-"""2:4 (n:m) structured sparsity for TensorFlow."""
+"""2:4 (n:m) structured sparsity for TensorFlow: any graph in, a deployable sparse graph out, every layer explained.
+
+The whole public API is here. Importing it is instant: TensorFlow is imported when a verb is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sparsekit import _gradient
+from sparsekit.errors import (
+    ConfigError,
+    GraphError,
+    MissingFileError,
+    ModelError,
+    PluginError,
+    RecordError,
+    SaveError,
+    SparsekitError,
+    TargetError,
+    UnsupportedTargetError,
+    UnsupportedTargetWarning,
+)
+
+if TYPE_CHECKING:
+    from sparsekit.api import plan, prune, save, strip, verify
+    from sparsekit.config import Override, PruneConfig
+    from sparsekit.criterion import Criterion
+    from sparsekit.handler import Constraint, OpHandler, WeightSite
+    from sparsekit.hookspecs import hookimpl
+    from sparsekit.live import PruneResult
+    from sparsekit.pattern import Pattern
+    from sparsekit.planning import LayerDecision, Plan
+    from sparsekit.target import TargetProfile
+    from sparsekit.verification import LayerVerification, Verification
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfigError",
+    "Constraint",
+    "Criterion",
+    "GraphError",
+    "LayerDecision",
+    "LayerVerification",
+    "MissingFileError",
+    "ModelError",
+    "OpHandler",
+    "Override",
+    "Pattern",
+    "Plan",
+    "PluginError",
+    "PruneConfig",
+    "PruneResult",
+    "RecordError",
+    "SaveError",
+    "SparsekitError",
+    "TargetError",
+    "TargetProfile",
+    "UnsupportedTargetError",
+    "UnsupportedTargetWarning",
+    "Verification",
+    "WeightSite",
+    "hookimpl",
+    "plan",
+    "prune",
+    "save",
+    "strip",
+    "verify",
+]
+
+_HOMES = {
+    "api": ("plan", "prune", "save", "strip", "verify"),
+    "config": ("Override", "PruneConfig"),
+    "criterion": ("Criterion",),
+    "handler": ("Constraint", "OpHandler", "WeightSite"),
+    "hookspecs": ("hookimpl",),
+    "live": ("PruneResult",),
+    "pattern": ("Pattern",),
+    "planning": ("LayerDecision", "Plan"),
+    "target": ("TargetProfile",),
+    "verification": ("LayerVerification", "Verification"),
+}
+
+_gradient.register_with_tensorflow()
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(importlib.import_module(f"sparsekit.{home}"), name)
+            return value
+    raise AttributeError(f"module 'sparsekit' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,16 @@
+"""The op handlers that come with sparsekit; one file per op family, registered like anybody else's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sparsekit.handler import OpHandler
+from sparsekit.hookspecs import hookimpl
+from sparsekit_ops.conv2d import Conv2D
+from sparsekit_ops.conv2d_backprop_input import Conv2DBackpropInput
+from sparsekit_ops.matmul import MatMul
+
+
+@hookimpl
+def sparsekit_op_handlers() -> Iterable[OpHandler]:
+    return (MatMul(), Conv2D(), Conv2DBackpropInput())

@@ -1,0 +1,15 @@
+"""The built-in deployment targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sparsekit.hookspecs import hookimpl
+from sparsekit.target import TargetProfile
+from sparsekit_targets import atlas
+
+
+@hookimpl
+def sparsekit_targets() -> Iterable[TargetProfile]:
+    """Huawei's Atlas products."""
+    return atlas.PROFILES

@@ -1,0 +1,15 @@
+"""Conv2D: the filter is [height, width, in, out] whatever the data format; in a grouped one, in = channels / groups."""
+
+from __future__ import annotations
+
+from sparsekit.graph.node import Node
+from sparsekit.handler import OpHandler
+
+
+class Conv2D(OpHandler):
+    """Groups run along the filter's input channels, within one convolution group."""
+
+    op_types = ("Conv2D",)
+
+    def group_axis(self, node: Node) -> int:
+        return 2

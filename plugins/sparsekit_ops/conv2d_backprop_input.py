@@ -1,0 +1,18 @@
+"""Conv2DBackpropInput as a layer: the transposed convolution, whose filter is [height, width, out, in]."""
+
+from __future__ import annotations
+
+from sparsekit.graph.node import Node
+from sparsekit.handler import OpHandler
+
+
+class Conv2DBackpropInput(OpHandler):
+    """Groups run along the channels of the layer's input, which the filter holds last.
+
+    The op's inputs are (output shape, filter, data); the output shape may be computed from a dynamic batch.
+    """
+
+    op_types = ("Conv2DBackpropInput",)
+
+    def group_axis(self, node: Node) -> int:
+        return 3

@@ -1,0 +1,25 @@
+"""MatMul: y = x @ w with w of shape [in, out], or [out, in] under transpose_b."""
+
+from __future__ import annotations
+
+from sparsekit.graph.node import Node
+from sparsekit.handler import Constraint, OpHandler
+
+
+class MatMul(OpHandler):
+    """Groups run along the contracted axis of the second operand.
+
+    The constraint on transpose_a and the dtypes are AMCT's ("4选2结构化稀疏", supported layers).
+    """
+
+    op_types = ("MatMul",)
+    constraints = (
+        Constraint(
+            reason="transpose-a",
+            message="transpose_a=True is not supported; transpose the data before the product.",
+            holds=lambda site: not site.node.attr("transpose_a", False),
+        ),
+    )
+
+    def group_axis(self, node: Node) -> int:
+        return 1 if node.attr("transpose_b", False) else 0

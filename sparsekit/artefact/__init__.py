@@ -1,0 +1,1 @@
+"""Reading models from files, trusting nothing, and writing them."""

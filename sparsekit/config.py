@@ -1,0 +1,323 @@
+"""What to prune and how: a config from a dict, a TOML file or AMCT text, and what it says of one layer."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import os
+import re
+import reprlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+
+from sparsekit.errors import ConfigError, MissingFileError, SparsekitError, near_matches
+from sparsekit.pattern import PATTERN_2_4, Pattern
+
+UINT32_MAX = 2**32 - 1
+"""The largest update_freq: AMCT's field is a uint32 (amct.md, L1SelectivePruner)."""
+
+_T = TypeVar("_T")
+
+
+# What a key may hold. A converter accepts the friendly spellings and passes anything else on unchanged, for
+# the validator to refuse: only the validator knows the key's name.
+
+
+def _to_tuple(value: Iterable[str]) -> tuple[str, ...]:
+    return tuple(value) if isinstance(value, (list, tuple)) else value  # type: ignore[return-value]
+
+
+def _to_pattern(value: Pattern | str) -> Pattern:
+    return Pattern.parse(value) if isinstance(value, str) else value
+
+
+def _must(test: Callable[[Any], bool], expected: str) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+    def validate(_instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if not test(value):
+            found = f"{reprlib.repr(value)} ({type(value).__name__})"
+            raise ConfigError(found, where=attribute.name, expected=expected)
+
+    return validate
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(item, str) and item for item in value)
+
+
+_boolean = _must(lambda value: isinstance(value, bool), "true or false")
+_text = _must(lambda value: isinstance(value, str) and bool(value), "a name")
+_names = _must(_is_names, 'a list of names or patterns, such as ["conv1", "block*/dense"]')
+_pattern = _must(lambda value: isinstance(value, Pattern), 'a pattern such as "2:4"')
+_batches = _must(
+    lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= UINT32_MAX,
+    f"a whole number of batches from 0 to {UINT32_MAX} (0: choose the mask once)",
+)
+
+
+@attrs.frozen
+class LayerSettings:
+    """What holds for one layer. Every field is a per-layer key: PruneConfig and Override have it too."""
+
+    prune: bool
+    pattern: Pattern
+    criterion: str
+    update_freq: int
+
+
+@attrs.frozen
+class SkippedBy:
+    """The entry of a skip list that leaves a layer dense.
+
+    Args:
+        key: ``skip_layers`` or ``skip_types``.
+        glob: the entry that matched.
+    """
+
+    key: str
+    glob: str
+
+    def __str__(self) -> str:
+        return f"{self.key} '{self.glob}'"
+
+
+@attrs.frozen
+class Override:
+    """Settings for some layers only; a key that is None is not said.
+
+    Args:
+        layers: shell-style patterns of layer names, case-sensitive.
+        types: shell-style patterns of op types, case-sensitive.
+        pattern: the sparsity pattern.
+        criterion: the name of the criterion that chooses what to keep.
+        update_freq: choose the mask again every so many batches; 0 chooses once.
+        prune: false leaves the layers dense, true prunes them where the config otherwise does not.
+
+    Raises:
+        ConfigError: a value cannot be used, or the override names nothing or says nothing.
+    """
+
+    layers: tuple[str, ...] = attrs.field(default=(), converter=_to_tuple, validator=_names)
+    types: tuple[str, ...] = attrs.field(default=(), converter=_to_tuple, validator=_names)
+    pattern: Pattern | None = attrs.field(
+        default=None,
+        converter=attrs.converters.optional(_to_pattern),
+        validator=attrs.validators.optional(_pattern),
+    )
+    criterion: str | None = attrs.field(default=None, validator=attrs.validators.optional(_text))
+    update_freq: int | None = attrs.field(default=None, validator=attrs.validators.optional(_batches))
+    prune: bool | None = attrs.field(default=None, validator=attrs.validators.optional(_boolean))
+
+    def __attrs_post_init__(self) -> None:
+        if not self.layers and not self.types:
+            raise ConfigError("an override of nothing", expected="layers, types or both")
+        if all(getattr(self, key) is None for key in _keys(LayerSettings)):
+            expected = "at least one of " + ", ".join(_keys(LayerSettings))
+            raise ConfigError("an override that changes nothing", expected=expected)
+
+
+def _to_overrides(value: Iterable[Override | Mapping[str, Any]]) -> tuple[Override, ...]:
+    if not isinstance(value, (list, tuple)):
+        return value  # type: ignore[return-value]
+    overrides = []
+    for index, item in enumerate(value):
+        with _within(f"override[{index}]"):
+            overrides.append(item if isinstance(item, Override) else _build(Override, item))
+    return tuple(overrides)
+
+
+_overrides = _must(
+    lambda value: isinstance(value, tuple), "a list of tables (each one starts with [[override]] in TOML)"
+)
+
+
+@attrs.frozen
+class PruneConfig:
+    """What to prune and how. Lists become tuples, ``"2:4"`` a Pattern, and dicts in ``override`` Overrides.
+
+    Args:
+        pattern: the sparsity pattern, default 2:4.
+        criterion: the name of the criterion that chooses what to keep.
+        update_freq: choose the mask again every so many batches; 0, the default, chooses once.
+        prune: false prunes only the layers for which an override says ``prune=True``.
+        target: the name of the product or chip to prune for; None for any.
+        skip_layers: shell-style patterns of layer names to leave dense, case-sensitive.
+        skip_types: shell-style patterns of op types to leave dense, case-sensitive.
+        override: settings for some layers only.
+        source: where the config came from, for messages; not compared.
+
+    Raises:
+        ConfigError: a value cannot be used.
+    """
+
+    pattern: Pattern = attrs.field(default=PATTERN_2_4, converter=_to_pattern, validator=_pattern)
+    criterion: str = attrs.field(default="magnitude", validator=_text)
+    update_freq: int = attrs.field(default=0, validator=_batches)
+    prune: bool = attrs.field(default=True, validator=_boolean)
+    target: str | None = attrs.field(default=None, validator=attrs.validators.optional(_text))
+    skip_layers: tuple[str, ...] = attrs.field(default=(), converter=_to_tuple, validator=_names)
+    skip_types: tuple[str, ...] = attrs.field(default=(), converter=_to_tuple, validator=_names)
+    override: tuple[Override, ...] = attrs.field(default=(), converter=_to_overrides, validator=_overrides)
+    source: str = attrs.field(default="config", eq=False, kw_only=True)
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any], source: str = "config") -> PruneConfig:
+        """A config from plain values: what ``load_config`` makes of a dict or a TOML file.
+
+        Args:
+            mapping: keys are the names of this class's arguments, except ``source``.
+            source: where the mapping came from, for messages.
+
+        Raises:
+            ConfigError: an unknown key (with near matches) or a value that cannot be used.
+        """
+        with _within(source):
+            return _build(cls, mapping, source=source)
+
+    def settings_for(self, name: str, op_type: str) -> tuple[LayerSettings, SkippedBy | None]:
+        """What holds for one layer, and the skip list entry that leaves it dense if there is one.
+
+        A skip list wins over everything. Then, for each key apart, an override that names the layer wins over
+        one that names its type, which wins over the config's own value; among several, the later one wins.
+        This is AMCT's precedence (amct.md, Config).
+
+        Args:
+            name: the op's name.
+            op_type: the op's type, for example ``Conv2D``.
+
+        Returns:
+            The settings, with ``prune`` false for a skipped layer, and the entry or None.
+        """
+        values = {key: getattr(self, key) for key in _keys(LayerSettings)}
+        for kind, subject in (("types", op_type), ("layers", name)):
+            for override in self.override:
+                if _first_match(getattr(override, kind), subject):
+                    said = {key: getattr(override, key) for key in values}
+                    values.update({key: value for key, value in said.items() if value is not None})
+        for key, subject in (("skip_layers", name), ("skip_types", op_type)):
+            if glob := _first_match(getattr(self, key), subject):
+                return LayerSettings(**{**values, "prune": False}), SkippedBy(key, glob)
+        return LayerSettings(**values), None
+
+
+def names_in_use(config: PruneConfig) -> Iterator[tuple[str, str, str]]:
+    """Every layer name and op type that a config mentions, so that unknown ones can be found.
+
+    Yields:
+        The key (``skip_layers``, ``override[0].types``), the name or pattern, and ``layer`` or ``type``.
+    """
+    lists = [("skip_layers", config.skip_layers, "layer"), ("skip_types", config.skip_types, "type")]
+    for index, override in enumerate(config.override):
+        lists.append((f"override[{index}].layers", override.layers, "layer"))
+        lists.append((f"override[{index}].types", override.types, "type"))
+    for key, globs, kind in lists:
+        for glob in globs:
+            yield key, glob, kind
+
+
+def load_config(cfg: PruneConfig | Mapping[str, Any] | str | os.PathLike[str] | None) -> PruneConfig:
+    """A config from whatever the caller has.
+
+    Args:
+        cfg: None for the defaults, a PruneConfig, a dict, or the path of a file: ``.toml`` is read as TOML,
+            any other name as AMCT's protobuf text.
+
+    Raises:
+        ConfigError: what was given cannot be used; the message names the file and, where known, the line.
+        MissingFileError: there is no such file.
+    """
+    if cfg is None:
+        return PruneConfig()
+    if isinstance(cfg, PruneConfig):
+        return cfg
+    if isinstance(cfg, Mapping):
+        return PruneConfig.from_dict(cfg)
+    if not isinstance(cfg, (str, os.PathLike)):
+        expected = "a PruneConfig, a dict, the path of a .toml or AMCT text file, or None"
+        raise ConfigError(f"{reprlib.repr(cfg)} ({type(cfg).__name__})", where="config", expected=expected)
+    path = Path(os.fsdecode(cfg))
+    if path.suffix.lower() == ".toml":
+        return _read_toml(path)
+    from sparsekit.config_amct import read_amct_config  # protobuf is imported for AMCT files only
+
+    return read_amct_config(path)
+
+
+def read_text(path: Path, error: type[SparsekitError]) -> str:
+    """The text of a file that a user named.
+
+    Args:
+        path: the file.
+        error: the class to raise when the file cannot be read.
+
+    Raises:
+        MissingFileError: there is no such file.
+        SparsekitError: of class ``error``: a folder, a file that may not be read, or one that is not UTF-8.
+    """
+    try:
+        raw = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingFileError("there is no such file", where=str(path)) from None
+    except IsADirectoryError:
+        raise error("this is a folder", where=str(path), expected="a text file") from None
+    except (OSError, ValueError) as reason:  # ValueError: a NUL or a lone surrogate in the path
+        text = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
+        raise error(f"cannot be read: {text}", where=reprlib.repr(str(path))) from reason
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as reason:
+        line = raw.count(b"\n", 0, reason.start) + 1
+        found = f"the byte 0x{raw[reason.start]:02x} is not UTF-8"
+        raise error(found, where=f"{path}:{line}", hint="Save the file as UTF-8 text.") from reason
+
+
+def _read_toml(path: Path) -> PruneConfig:
+    text = read_text(path, ConfigError)
+    tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        mapping = tomllib.loads(text)
+    except (ValueError, RecursionError) as reason:
+        at = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", str(reason))
+        line = int(at[1]) if at and at[1] else max(1, len(text.splitlines()))
+        found = str(reason)[: at.start()] if at else str(reason)
+        raise ConfigError(f"not valid TOML: {found}", where=f"{path}:{line}" if at else str(path)) from reason
+    if not mapping:
+        hint = 'A minimal config is one line: pattern = "2:4"'
+        raise ConfigError("the config is empty", where=f"{path}:1", hint=hint)
+    return PruneConfig.from_dict(mapping, source=str(path))
+
+
+def _keys(cls: type) -> list[str]:
+    return [field.name for field in attrs.fields(cls) if field.name != "source"]
+
+
+def _build(cls: Callable[..., _T], mapping: Any, **more: str) -> _T:
+    """``cls`` from a mapping of its keys; unknown keys are refused. The keys are those of ``_keys(cls)``."""
+    keys = _keys(cls)  # type: ignore[arg-type]
+    if not isinstance(mapping, Mapping):
+        found = f"{reprlib.repr(mapping)} ({type(mapping).__name__})"
+        raise ConfigError(found, expected="a table with some of the keys " + ", ".join(keys))
+    for key in mapping:
+        if key not in keys:
+            hint = near_matches(str(key), keys) or f"The keys are {', '.join(keys)}."
+            raise ConfigError(f"unknown key {reprlib.repr(key)}", hint=hint)
+    return cls(**mapping, **more)
+
+
+def _first_match(globs: Sequence[str], name: str) -> str:
+    return next((glob for glob in globs if fnmatch.fnmatchcase(name, glob)), "")
+
+
+@contextmanager
+def _within(place: str) -> Iterator[None]:
+    """Says in an error from inside where it happened: ``config: override[2].update_freq``."""
+    try:
+        yield
+    except ConfigError as error:
+        joint = "." if place.startswith("override[") else ": "
+        where = f"{place}{joint}{error.where}" if error.where else place
+        raise ConfigError(error.found, where=where, expected=error.expected, hint=error.hint) from None

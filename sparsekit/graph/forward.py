@@ -1,0 +1,111 @@
+"""What belongs to the forward graph, and what gradients were already built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sparsekit.errors import GraphError, near_matches
+from sparsekit.graph.node import GraphView, LiveNode, Node
+
+_GRADIENT = "_grad/"
+_UPDATE = re.compile(r"^(Resource)?(Sparse)?Apply[A-Z]")
+
+
+def output_names(outputs: Any) -> tuple[str, ...] | None:
+    """The names of the operations that ``outputs`` means.
+
+    Args:
+        outputs: operation names (``"name"``, ``"name:0"``), tensors, operations, or one of these; None: unknown.
+
+    Raises:
+        GraphError: it is empty or holds something else.
+    """
+    if outputs is None:
+        return None
+    several = isinstance(outputs, Iterable) and not isinstance(outputs, (str, bytes)) and not hasattr(outputs, "op")
+    names = [_output_name(output) for output in (outputs if several else [outputs])]
+    if not names:
+        raise GraphError("is empty", where="outputs", expected="names of the operations whose results are used")
+    return tuple(names)
+
+
+def _output_name(output: Any) -> str:
+    if isinstance(output, bytes):
+        output = output.decode()
+    name = output if isinstance(output, str) else getattr(getattr(output, "op", output), "name", None)
+    if not isinstance(name, str) or not name:
+        raise GraphError(
+            f"holds {output!r}", where="outputs", expected="operation names such as 'logits', tensors or operations"
+        )
+    return re.sub(r":\d+$", "", name.removeprefix("^"))
+
+
+def forward_nodes(view: GraphView, outputs: Sequence[str] | None) -> set[Node]:
+    """The nodes that the outputs depend on; without outputs, all that no gradient led to.
+
+    Raises:
+        GraphError: an output is not in the graph; near matches are offered.
+    """
+    if outputs is None:
+        gradients = {node for node in view.nodes() if _differentiated(node, view) is not None}
+        return set(view.nodes()) - _reached(gradients, lambda node: [r for r, _ in view.readers(node)])
+    wanted = set()
+    for name in outputs:
+        node = view.node(name)
+        if node is None:
+            raise GraphError(
+                f"there is no operation '{name}' in the graph",
+                where="outputs",
+                hint=near_matches(name, (n.name for n in view.nodes())),
+            )
+        wanted.add(node)
+    return _reached(wanted, lambda node: [edge.node for edge in node.inputs])
+
+
+def differentiated(view: GraphView) -> set[str]:
+    """The names of the forward ops that gradients were built for, and of the variables that an optimizer updates."""
+    names = set()
+    for node in view.nodes():
+        forward = _differentiated(node, view)
+        if forward is not None:
+            names.add(forward)
+        if _UPDATE.match(node.op):
+            names.add(node.inputs[0].node.name)
+    return names
+
+
+def _differentiated(node: Node, view: GraphView) -> str | None:
+    """The forward op whose gradient ``node`` belongs to, None if it is no gradient op."""
+    if isinstance(node, LiveNode):
+        original = node.operation._original_op
+        if original is not None:
+            return str(original.name)
+    # An imported graph has lost that link; the names still tell: "gradients/dense/product_grad/product".
+    head, found, _ = node.name.partition(_GRADIENT)
+    while found:
+        parts = head.split("/")
+        for start in range(len(parts)):
+            name = "/".join(parts[start:])
+            if view.node(name) is not None:
+                return name
+            # Under an import scope: "imported/gradients/dense/product_grad/product" of "imported/dense/product".
+            for drop in range(1, start):
+                name = "/".join(parts[:drop] + parts[start:])
+                if view.node(name) is not None:
+                    return name
+        more, found, _ = node.name[len(head) + len(_GRADIENT) :].partition(_GRADIENT)
+        head = head + _GRADIENT + more
+    return None
+
+
+def _reached(start: set[Node], neighbours: Any) -> set[Node]:
+    reached = set(start)
+    stack = list(start)
+    while stack:
+        for node in neighbours(stack.pop()):
+            if node not in reached:
+                reached.add(node)
+                stack.append(node)
+    return reached

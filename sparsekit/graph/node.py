@@ -1,0 +1,357 @@
+"""One read-only view over a ``tf.Graph``, a ``GraphDef`` and the function bodies in either.
+
+Planning, handlers and verification see nodes only through this module, so that they decide alike for all.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import Message
+from tensorflow.python.framework import op_def_registry
+
+from sparsekit.errors import ModelError
+
+ARGUMENT = "_Arg"
+"""Op type of the pseudo node that stands for an argument inside a function body."""
+
+# Where a call's arguments begin among the inputs of the op that makes it.
+_FIRST_ARGUMENT = {"If": 1, "StatelessIf": 1, "Case": 1, "StatelessCase": 1}
+
+
+@attrs.frozen
+class Edge:
+    """Output ``index`` of ``node``, read by somebody."""
+
+    node: Node
+    index: int
+
+
+class Node(abc.ABC):
+    """An op of a graph.
+
+    Attributes:
+        name: its name in its own graph or function body.
+        path: its name for people; inside a function body the calling op's path comes before.
+        op: its op type.
+        view: the graph or function body that holds it.
+    """
+
+    name: str
+    op: str
+    view: GraphView
+
+    @property
+    def path(self) -> str:
+        return self.view.prefix + self.name
+
+    @property
+    @abc.abstractmethod
+    def inputs(self) -> tuple[Edge, ...]:
+        """Its data inputs, without control inputs."""
+
+    @abc.abstractmethod
+    def attr(self, name: str, default: Any = None) -> Any:
+        """An attribute: a bool, int, float, str, dtype name, shape tuple (None: unknown), list of these, a
+        function's name, or a TensorProto; ``default`` where it is not there."""
+
+    @property
+    def output_rank(self) -> int | None:
+        """The rank of its first output, 0 where it has none, None where unknown (always, outside a live graph)."""
+        definition = op_def_registry.get(self.op)
+        return 0 if definition is not None and not definition.output_arg else None
+
+    def calls(self) -> list[tuple[str, str]]:
+        """The functions that it calls: (attribute, function name)."""
+        found = []
+        for role in _function_attributes(self.op):
+            value = self.attr(role)
+            names = value if isinstance(value, list) else [value]
+            found += [(role, name) for name in names if isinstance(name, str)]
+        return found
+
+    @property
+    def in_control_flow(self) -> bool:
+        """Whether it was built inside a v1 loop or cond (known in a live graph alone)."""
+        return False
+
+    def constant(self) -> np.ndarray | None:
+        """The value of a constant, None for any other op.
+
+        Raises:
+            ModelError: the stored tensor does not match its own shape.
+        """
+        if self.op != "Const":
+            return None
+        try:
+            return tf.make_ndarray(self.attr("value"))
+        except (ValueError, TypeError) as error:
+            raise ModelError(f"its value cannot be read ({error})", where=self.path) from error
+
+    def __repr__(self) -> str:
+        return f"<{self.op} '{self.path}'>"
+
+
+class GraphView(abc.ABC):
+    """A graph or a function body.
+
+    Attributes:
+        prefix: what comes before a node's name to make its path.
+    """
+
+    prefix: str = ""
+
+    @abc.abstractmethod
+    def nodes(self) -> Iterator[Node]:
+        """Every node, in the order of the graph."""
+
+    @abc.abstractmethod
+    def node(self, name: str) -> Node | None:
+        """The node of that name, or None."""
+
+    @property
+    @abc.abstractmethod
+    def library(self) -> Mapping[str, Any]:
+        """The FunctionDefs that nodes may call, by name."""
+
+    @functools.cached_property
+    def _readers(self) -> dict[str, list[tuple[Node, int]]]:
+        readers = defaultdict(list)
+        for node in self.nodes():
+            for index, edge in enumerate(node.inputs):
+                readers[edge.node.name].append((node, index))
+        return readers
+
+    def readers(self, node: Node) -> list[tuple[Node, int]]:
+        """Who reads any output of ``node``: (reader, index of its input)."""
+        return self._readers.get(node.name, [])
+
+    def bodies(self, call: Node) -> list[FunctionView]:
+        """The function bodies that a node of this view calls, seen from this very call."""
+        return [FunctionView(self.library[name], call, role) for role, name in call.calls() if name in self.library]
+
+
+class LiveNode(Node):
+    """An op of a ``tf.Graph``."""
+
+    def __init__(self, view: LiveGraph, operation: tf.Operation) -> None:
+        self.view = view
+        self.operation = operation
+        self.name = operation.name
+        self.op = operation.type
+
+    @functools.cached_property
+    def inputs(self) -> tuple[Edge, ...]:
+        view: LiveGraph = self.view  # type: ignore[assignment]
+        return tuple(Edge(view.wrap(tensor.op), tensor.value_index) for tensor in self.operation.inputs)
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        try:
+            return _plain(self.operation.get_attr(name))
+        except ValueError:
+            return default
+
+    @property
+    def output_rank(self) -> int | None:
+        outputs = self.operation.outputs
+        return outputs[0].shape.rank if outputs else 0
+
+    @property
+    def in_control_flow(self) -> bool:
+        return self.operation._get_control_flow_context() is not None
+
+
+class LiveGraph(GraphView):
+    """A ``tf.Graph``. Take a new view after an edit: inputs and readers are remembered."""
+
+    def __init__(self, graph: tf.Graph) -> None:
+        self.graph = graph
+        self._wrapped: dict[str, LiveNode] = {}
+
+    def wrap(self, operation: tf.Operation) -> LiveNode:
+        """The node of an operation."""
+        name = operation.name
+        node = self._wrapped.get(name)
+        if node is None:
+            node = self._wrapped[name] = LiveNode(self, operation)
+        return node
+
+    def nodes(self) -> Iterator[Node]:
+        return map(self.wrap, self.graph.get_operations())
+
+    def node(self, name: str) -> Node | None:
+        try:
+            return self.wrap(self.graph.get_operation_by_name(name))
+        except (KeyError, ValueError):
+            return None
+
+    @functools.cached_property
+    def library(self) -> Mapping[str, Any]:
+        # Serializing the graph is the one way to its functions that every TensorFlow offers; it is asked for only
+        # where some op calls one.
+        return {f.signature.name: f for f in self.graph.as_graph_def().library.function}
+
+
+class ProtoNode(Node):
+    """A NodeDef of a GraphDef."""
+
+    def __init__(self, view: GraphView, definition: Message) -> None:
+        self.view = view
+        self.definition: Any = definition
+        self.name = self.definition.name
+        self.op = self.definition.op
+
+    @functools.cached_property
+    def inputs(self) -> tuple[Edge, ...]:
+        return tuple(self._edge(text) for text in self.definition.input if not text.startswith("^"))
+
+    def _edge(self, text: str) -> Edge:
+        name, _, index = text.partition(":")
+        node = self.view.node(name)
+        if node is None:
+            raise ModelError(f"reads '{text}', which is not in the graph", where=self.path)
+        return Edge(node, int(index) if index else 0)
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        if name not in self.definition.attr:
+            return default
+        return _plain(self.definition.attr[name])
+
+
+class ProtoGraph(GraphView):
+    """A ``GraphDef``; it is read in place, never imported.
+
+    Raises:
+        ModelError: two nodes have one name.
+    """
+
+    def __init__(self, graph_def: Message) -> None:
+        self.graph_def: Any = graph_def
+        self._nodes = {node.name: ProtoNode(self, node) for node in self.graph_def.node}
+        if len(self._nodes) != len(self.graph_def.node):
+            seen: set[str] = set()
+            twice = next(n.name for n in self.graph_def.node if n.name in seen or seen.add(n.name))  # type: ignore[func-returns-value]
+            raise ModelError("two nodes have this name", where=twice, expected="every name once")
+
+    def nodes(self) -> Iterator[Node]:
+        return iter(self._nodes.values())
+
+    def node(self, name: str) -> Node | None:
+        return self._nodes.get(name)
+
+    @functools.cached_property
+    def library(self) -> Mapping[str, Any]:
+        return {f.signature.name: f for f in self.graph_def.library.function}
+
+
+class _BodyNode(ProtoNode):
+    def _edge(self, text: str) -> Edge:
+        name, _, output = text.partition(":")
+        node = self.view.node(name)
+        if node is None:
+            raise ModelError(f"reads '{text}', which is not in the function", where=self.path)
+        return Edge(node, _output_index(node, output) if output else 0)
+
+
+class ArgumentNode(Node):
+    """Stands for argument ``index`` of a function body."""
+
+    op = ARGUMENT
+    inputs: tuple[Edge, ...] = ()  # type: ignore[assignment]
+
+    def __init__(self, view: FunctionView, name: str, index: int) -> None:
+        self.view = view
+        self.name = name
+        self.index = index
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        return default
+
+    def outside(self) -> tuple[Node, int]:
+        """Who passes it: (calling op, index of its input)."""
+        view: FunctionView = self.view  # type: ignore[assignment]
+        return view.call, self.index + _FIRST_ARGUMENT.get(view.call.op, 0)
+
+
+class FunctionView(GraphView):
+    """A function body as one call sees it.
+
+    Attributes:
+        call: the op that calls it.
+        role: the call's attribute that names it, such as "body" or "then_branch".
+    """
+
+    def __init__(self, definition: Message, call: Node, role: str) -> None:
+        self.definition: Any = definition
+        self.call = call
+        self.role = role
+        self.prefix = f"{call.path}/"
+        arguments = (arg.name for arg in self.definition.signature.input_arg)
+        self._nodes: dict[str, Node] = {name: ArgumentNode(self, name, i) for i, name in enumerate(arguments)}
+        self._nodes.update((node.name, _BodyNode(self, node)) for node in self.definition.node_def)
+
+    def nodes(self) -> Iterator[Node]:
+        return iter(self._nodes.values())
+
+    def node(self, name: str) -> Node | None:
+        return self._nodes.get(name)
+
+    @property
+    def library(self) -> Mapping[str, Any]:  # type: ignore[override]
+        return self.call.view.library
+
+    def result(self, index: int) -> Edge:
+        """What the body returns as its output ``index``."""
+        name = self.definition.signature.output_arg[index].name
+        text = self.definition.ret[name]
+        node_name, _, output = text.partition(":")
+        node = self._nodes[node_name]
+        return Edge(node, _output_index(node, output) if output else 0)
+
+
+@functools.cache
+def _function_attributes(op: str) -> tuple[str, ...]:
+    definition = op_def_registry.get(op)
+    if definition is None:
+        return ()
+    return tuple(attr.name for attr in definition.attr if attr.type in ("func", "list(func)"))
+
+
+def _output_index(node: Node, output: str) -> int:
+    """From a function body's "output_true:0" to the index of the output."""
+    name, _, offset = output.partition(":")
+    definition = op_def_registry.get(node.op)
+    names = [arg.name for arg in definition.output_arg] if definition else []
+    return (names.index(name) if name in names else 0) + int(offset or 0)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (bool, int, float, str)) or value is None:
+        return value
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, tf.DType):
+        return value.base_dtype.name
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    kind = type(value).__name__
+    if kind == "AttrValue":
+        which = value.WhichOneof("value")
+        if which == "type":
+            return tf.as_dtype(value.type).base_dtype.name
+        if which == "list":
+            fields = [items for field, items in value.list.ListFields()]
+            return [_plain(item) for item in fields[0]] if fields else []
+        return _plain(getattr(value, which)) if which else None
+    if kind == "TensorShapeProto":
+        return None if value.unknown_rank else tuple(d.size for d in value.dim)
+    if kind == "NameAttrList":
+        return value.name
+    return value

@@ -1,0 +1,388 @@
+"""Where an op's weight comes from: from the op's input back to variables or constants, or the reason why not."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsekit.graph.node import ARGUMENT, ArgumentNode, Edge, FunctionView, GraphView, Node
+
+Array: TypeAlias = NDArray[Any]
+
+MASK_ATTRIBUTE = "_sparsekit"
+"""Attribute of the multiply that masks a weight; its value describes the mask."""
+
+_VARIABLES = ("VariableV2", "Variable", "VarHandleOp")
+# Ops that hand on a weight as it is. Those of v1 control flow are among them: a mask goes before them.
+_UNCHANGED = {"Identity", "StopGradient", "PreventGradient", "Snapshot", "CheckNumerics", "Enter", "Switch"}
+# Ops after which a zero is still a zero, so that the mask can go before them, where the precision is.
+_ZERO_STAYS_ZERO = {
+    "Cast",
+    "FakeQuantWithMinMaxArgs",
+    "FakeQuantWithMinMaxVars",
+    "FakeQuantWithMinMaxVarsPerChannel",
+    "QuantizeAndDequantize",
+    "QuantizeAndDequantizeV2",
+    "QuantizeAndDequantizeV3",
+    "QuantizeAndDequantizeV4",
+}
+_RESHAPES = {"Reshape", "ExpandDims", "Squeeze"}
+_HANDS_ON_TOO = {"Transpose", "ReadVariableOp", "ConcatV2", "Merge", "NextIteration", "Exit"}
+_RANDOM = re.compile(r"Random|TruncatedNormal|Multinomial|Dropout")
+
+
+def hands_on(op: str) -> bool:
+    """Whether an op's result is its first input, at most laid out or rounded anew."""
+    return op in _UNCHANGED or op in _ZERO_STAYS_ZERO or op in _RESHAPES or op in _HANDS_ON_TOO
+
+
+@attrs.frozen(eq=False)
+class WeightSource:
+    """The variable(s) or constant(s) behind an op's weight, and the edge where a mask belongs.
+
+    Attributes:
+        key: equal for two sources that read the same weight.
+        read: where it is stored.
+        tensor: the output to be masked: the weight as it is read.
+        consumer, input: the first reader of ``tensor`` on the way to the op: the edge that a mask goes on.
+        path: the ops between ``tensor`` and the op, the op last.
+        shape: of ``tensor``.
+        dtype: of ``tensor``, by name.
+        axis: the group axis, on ``tensor``.
+    """
+
+    key: tuple[object, ...]
+    read: Read
+    tensor: Edge
+    consumer: Node
+    input: int
+    path: tuple[Node, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    axis: int
+
+    @property
+    def leaves(self) -> tuple[Node, ...]:
+        """The variable or constant; several where it is partitioned."""
+        return self.read.leaves
+
+    @property
+    def name(self) -> str:
+        """The variable's or constant's name; of a partitioned one the first part's."""
+        return self.leaves[0].path
+
+
+@attrs.frozen(eq=False)
+class Read:
+    """A weight as it is read from where it is stored.
+
+    Attributes:
+        leaves: the variable or constant; several where a partitioned variable is concatenated.
+        concat_axis: the axis of that concatenation, None for a single leaf.
+    """
+
+    leaves: tuple[Node, ...]
+    concat_axis: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of the whole, None where unknown."""
+        shapes = [_leaf_shape(leaf) for leaf in self.leaves]
+        known = [shape for shape in shapes if shape is not None]
+        if len(known) < len(shapes):
+            return None
+        if self.concat_axis is None:
+            return known[0]
+        whole = list(known[0])
+        whole[self.concat_axis] = sum(shape[self.concat_axis] for shape in known)
+        return tuple(whole)
+
+    def value(self) -> Array | None:
+        """The weight where it is made of constants, None where a variable is part of it."""
+        parts = [leaf.constant() for leaf in self.leaves]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        return known[0] if self.concat_axis is None else np.concatenate(known, self.concat_axis)
+
+    def split(self, weight: Array) -> dict[str, Array]:
+        """A value for the whole, cut into values for the leaves, by name."""
+        if self.concat_axis is None:
+            return {self.leaves[0].name: weight}
+        lengths = [(_leaf_shape(leaf) or ())[self.concat_axis] for leaf in self.leaves]
+        parts = np.split(weight, np.cumsum(lengths)[:-1], self.concat_axis)
+        return {leaf.name: part for leaf, part in zip(self.leaves, parts, strict=True)}
+
+
+@attrs.frozen
+class Untraceable:
+    """Why no static weight was found: a stable code, and a sentence for people."""
+
+    reason: str
+    message: str
+
+
+class Tracer:
+    """Traces weights; what it learns about a graph serves the next trace in it."""
+
+    def __init__(self) -> None:
+        self._origins: dict[GraphView, dict[Node, Node]] = {}
+
+    def trace(self, op: Node, weight_input: int, group_axis: int) -> WeightSource | Untraceable:
+        """Follow an op's weight to its variable or constant.
+
+        Args:
+            op: the op.
+            weight_input: index of the input that holds the weight.
+            group_axis: the group axis of the weight as the op sees it.
+        """
+        if weight_input >= len(op.inputs):
+            return Untraceable(
+                "weight-missing", f"has {len(op.inputs)} inputs, its weight would be number {weight_input}"
+            )
+        consumer, index = op, weight_input
+        path = [op]
+        while True:
+            edge = consumer.inputs[index]
+            read = self.read(edge)
+            if isinstance(read, Untraceable):
+                return read
+            if read is not None:
+                break
+            step = self._step(edge.node)
+            if isinstance(step, Untraceable):
+                return step
+            consumer, index = step
+            path.insert(0, consumer)
+        shape = read.shape
+        if shape is None:
+            return Untraceable("shape-unknown", f"the shape of its weight '{read.leaves[0].path}' is not known")
+        axis = _axis_at_source(path[:-1], shape, group_axis)
+        if isinstance(axis, Untraceable):
+            return axis
+        return WeightSource(
+            key=(*(_identity(leaf) for leaf in read.leaves), read.concat_axis),
+            read=read,
+            tensor=edge,
+            consumer=consumer,
+            input=index,
+            path=tuple(path),
+            shape=shape,
+            dtype=str(read.leaves[0].attr("dtype")),
+            axis=axis,
+        )
+
+    def read(self, edge: Edge) -> Read | Untraceable | None:
+        """What ``edge`` reads as it is stored; None if something stands between."""
+        node = _before_identities(edge.node)
+        if node.op == "Const" or node.op in ("VariableV2", "Variable"):
+            if isinstance(node.view, FunctionView):
+                return Untraceable("weight-inside-function", f"its weight '{node.path}' lies inside a function")
+            return Read((node,))
+        if node.op == "ReadVariableOp":
+            return self._read_resource(node)
+        if node.op == "ConcatV2":
+            return self._read_parts(node)
+        return None
+
+    def _read_parts(self, concat: Node) -> Read | None:
+        """A partitioned variable: a concatenation of single variables."""
+        *parts, axis = concat.inputs
+        reads = [self.read(part) for part in parts]
+        at = axis.node.constant()
+        leaves = tuple(read.leaves[0] for read in reads if isinstance(read, Read) and len(read.leaves) == 1)
+        shape = _leaf_shape(leaves[0]) if leaves else None
+        if at is None or shape is None or len(leaves) < len(parts):
+            return None
+        return Read(leaves, int(at) % len(shape))
+
+    def _read_resource(self, read: Node) -> Read | Untraceable:
+        handle = _before_identities(read.inputs[0].node)
+        if handle.op == "VarHandleOp":
+            return Read((handle,))
+        if handle.op in ("Enter", "Switch"):
+            return Untraceable(
+                "read-inside-control-flow",
+                f"its variable is read inside a loop or cond ('{read.path}'); read it before, with tf.identity",
+            )
+        if handle.op == ARGUMENT:
+            return Untraceable(
+                "read-inside-function",
+                f"its variable is read inside a function ('{read.path}'); read it before the call, with tf.identity",
+            )
+        return self._not_static(handle)
+
+    def _step(self, node: Node) -> tuple[Node, int] | Untraceable:
+        """One op further back: the op itself and the index of the input to follow."""
+        if node.attr(MASK_ATTRIBUTE) is not None:
+            return Untraceable(
+                "already-masked", f"its weight already has a mask ('{node.path}'): strip the graph first"
+            )
+        if node.op in _UNCHANGED or node.op in _ZERO_STAYS_ZERO or node.op in _RESHAPES or node.op == "Transpose":
+            return node, 0
+        if node.op == ARGUMENT:
+            return self._passed_argument(node)  # type: ignore[arg-type]
+        if node.op == "Merge":
+            # A loop variable of a v1 loop that the body hands on unchanged.
+            for index, edge in enumerate(node.inputs):
+                if edge.node.op == "Enter" and _goes_round_unchanged(node, node.inputs[1 - index].node):
+                    return node, index
+            return Untraceable(
+                "weight-loop-variant", f"its weight changes from one turn of a loop to the next ('{node.path}')"
+            )
+        return self._not_static(node)
+
+    def _passed_argument(self, argument: ArgumentNode) -> tuple[Node, int] | Untraceable:
+        call, index = argument.outside()
+        view = argument.view
+        if isinstance(view, FunctionView) and view.role in ("body", "cond"):
+            body = next(view for view in call.view.bodies(call) if view.role == "body")
+            returned = _before_identities(body.result(argument.index).node)
+            if not (returned.op == ARGUMENT and returned.index == argument.index):  # type: ignore[attr-defined]
+                return Untraceable(
+                    "weight-loop-variant", f"its weight changes from one turn of '{call.path}' to the next"
+                )
+        return call, index
+
+    def _not_static(self, node: Node) -> Untraceable:
+        source = self.data_source(node)
+        if source is None:
+            return Untraceable(
+                "weight-computed",
+                f"its weight is computed by '{node.path}' ({node.op}) instead of being a variable or constant",
+            )
+        kind = "the function argument" if source.op == ARGUMENT else f"the {source.op}"
+        return Untraceable("weight-dynamic", f"its weight depends on {kind} '{source.path}', which changes at run time")
+
+    def data_source(self, node: Node) -> Node | None:
+        """A placeholder, iterator, random op or the like that ``node`` depends on; None if there is none."""
+        origins = self._origins.get(node.view)
+        if origins is None:
+            origins = self._origins[node.view] = _data_origins(node.view)
+        return origins.get(node)
+
+
+def _data_origins(view: GraphView) -> dict[Node, Node]:
+    """Every node that data reaches, with the node that it comes from. Found forwards: loops do no harm."""
+    origins = {node: node for node in view.nodes() if _is_data_source(node)}
+    reached = list(origins)
+    while reached:
+        node = reached.pop()
+        for reader, _ in view.readers(node):
+            if reader not in origins:
+                origins[reader] = origins[node]
+                reached.append(reader)
+    return origins
+
+
+def _is_data_source(node: Node) -> bool:
+    if _RANDOM.search(node.op) or node.op.startswith("Placeholder"):
+        return True
+    return not node.inputs and node.op not in (*_VARIABLES, "Const", "NoOp")
+
+
+def _before_identities(node: Node) -> Node:
+    while node.op == "Identity" and node.inputs:
+        node = node.inputs[0].node
+    return node
+
+
+def _goes_round_unchanged(merge: Node, back: Node) -> bool:
+    while back is not merge:
+        if back.op not in ("NextIteration", "Identity", "Switch"):
+            return False
+        back = back.inputs[0].node
+    return True
+
+
+def _identity(leaf: Node) -> object:
+    """What two nodes share that stand for one variable."""
+    return (leaf.view.prefix, leaf.attr("container", ""), leaf.attr("shared_name", "") or leaf.name)
+
+
+def _leaf_shape(leaf: Node) -> tuple[int, ...] | None:
+    if leaf.op == "Const":
+        value = leaf.attr("value")
+        shape = tuple(d.size for d in value.tensor_shape.dim)
+    else:
+        shape = leaf.attr("shape")
+    return None if shape is None or any(size < 0 for size in shape) else tuple(shape)
+
+
+def _axis_at_source(path: list[Node], shape: tuple[int, ...], group_axis: int) -> int | Untraceable:
+    """Take the group axis of the op back through the ops between, to the weight as it is stored."""
+    back: list[Callable[[int], int | None]] = []
+    for node in path:
+        moved = _moved(node, shape)
+        if moved is None:
+            return Untraceable(
+                "layout-unknown", f"how '{node.path}' ({node.op}) lays out its weight is not known before it runs"
+            )
+        shape, axis_before = moved
+        back.append(axis_before)
+    if not -len(shape) <= group_axis < len(shape):
+        return Untraceable("weight-rank", f"its weight has rank {len(shape)}, too low for group axis {group_axis}")
+    axis: int | None = group_axis % len(shape)
+    for node, axis_before in zip(reversed(path), reversed(back), strict=True):
+        axis = axis_before(axis)  # type: ignore[arg-type]
+        if axis is None:
+            return Untraceable(
+                "layout-splits-groups", f"'{node.path}' ({node.op}) tears groups along the input channels apart"
+            )
+    assert axis is not None
+    return axis
+
+
+def _moved(
+    node: Node, shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], Callable[[int], int | None]] | None:
+    """The shape after ``node``, and a function from an axis after it to the axis before it."""
+    if node.op == "Transpose":
+        permutation = node.inputs[1].node.constant()
+        if permutation is None:
+            return None
+        order = [int(p) % len(shape) for p in permutation]
+        return tuple(shape[p] for p in order), lambda axis: order[axis]
+    if node.op in _RESHAPES:
+        after = _reshaped(node, shape)
+        if after is None:
+            return None
+        return after, lambda axis, before=shape: _axis_before_reshape(before, after, axis)  # type: ignore[misc]
+    return shape, lambda axis: axis
+
+
+def _reshaped(node: Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    if node.op == "Squeeze":
+        axes = node.attr("squeeze_dims") or [i for i, size in enumerate(shape) if size == 1]
+        drop = {int(axis) % len(shape) for axis in axes}
+        return tuple(size for i, size in enumerate(shape) if i not in drop)
+    target = node.inputs[1].node.constant()
+    if target is None:
+        return None
+    if node.op == "ExpandDims":
+        at = int(target.reshape(-1)[0]) % (len(shape) + 1)
+        return (*shape[:at], 1, *shape[at:])
+    sizes = [int(size) for size in target]
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = math.prod(shape) // max(1, math.prod(s for s in sizes if s != -1))
+    return tuple(sizes)
+
+
+def _axis_before_reshape(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> int | None:
+    """The axis of ``before`` along which the indices of ``after``'s axis run, None if they are torn apart.
+
+    A row-major axis is known by how many elements come before it and by its length.
+    """
+    outer = math.prod(after[:axis])
+    seen = 1
+    for index, size in enumerate(before):
+        if seen == outer and size == after[axis]:
+            return index
+        seen *= size
+    return None

@@ -1,0 +1,107 @@
+"""What the author of an op handler implements: which input is the weight, which axis is grouped, what must hold.
+
+A new op is one subclass of :class:`OpHandler`, returned from the hook ``sparsekit_op_handlers``::
+
+    class MyDense(OpHandler):
+        op_types = ("MyDense",)
+
+        def group_axis(self, node):
+            return 1 if node.attr("transposed") else 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import attrs
+
+if TYPE_CHECKING:
+    import numpy as np
+    import tensorflow as tf
+
+    from sparsekit.graph.node import Node
+    from sparsekit.graph.trace import WeightSource
+
+
+@attrs.frozen
+class WeightSite:
+    """An op and the input that holds its weight.
+
+    Attributes:
+        node: the op.
+        input: which of its inputs holds the weight.
+        source: the variable or constant that the weight comes from, seen through casts and reshapes.
+    """
+
+    node: Node
+    input: int
+    source: WeightSource
+
+    def rewire(self, masked: tf.Tensor) -> None:
+        """Let the op (or the first op between the weight and it) read ``masked`` in a live graph."""
+        from sparsekit.graph.edit import rewire
+
+        rewire(self.source.consumer, self.source.input, masked)
+
+
+@attrs.frozen
+class Constraint:
+    """Something that must hold before a layer is pruned.
+
+    Attributes:
+        reason: a stable code for machines, kebab-case, such as ``"transpose-a"``.
+        message: a sentence for people: what was found and why it stands in the way.
+        holds: the predicate; it reads the site and changes nothing.
+    """
+
+    reason: str
+    message: str
+    holds: Callable[[WeightSite], bool]
+
+
+class OpHandler:
+    """How one family of op types is pruned. Subclasses set what differs; every default works.
+
+    Attributes:
+        op_types: TensorFlow's op type names that this handler answers for.
+        weight_input: index of the data input that holds the weight.
+        weight_dtypes: dtypes that the weight's variable or constant may have.
+        constraints: what else must hold, checked in this order; the first that fails explains the skip.
+    """
+
+    op_types: ClassVar[tuple[str, ...]] = ()
+    weight_input: ClassVar[int] = 1
+    weight_dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64")
+    constraints: ClassVar[tuple[Constraint, ...]] = ()
+
+    def group_axis(self, node: Node) -> int:
+        """The input-channel axis of the weight as this op sees it; groups of m run along it."""
+        raise NotImplementedError(f"{type(self).__name__} must say along which axis its weight is grouped")
+
+    def insert_mask(self, site: WeightSite, masked: tf.Tensor) -> None:
+        """Let the op of a live graph use ``masked``, the weight times its mask.
+
+        Args:
+            site: where the weight enters the op.
+            masked: shape and dtype of ``site.source``.
+        """
+        site.rewire(masked)
+
+    def remove_mask(self, weight: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Fold a mask into the frozen weight.
+
+        Args:
+            weight: the trained weight.
+            mask: bool, of the same shape.
+
+        Returns:
+            The weight with +0.0 where ``mask`` is False, kept values bit for bit.
+        """
+        import numpy as np
+
+        return np.where(mask, weight, np.zeros((), weight.dtype))
+
+    def lower(self, x: Any, node: Node) -> Any:
+        """The op's input as the matrix X of its product X @ W, for criteria that need calibration."""
+        raise NotImplementedError(f"{type(self).__name__} has no matrix form")

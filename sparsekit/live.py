@@ -1,0 +1,144 @@
+"""The first front door: a live ``tf.Graph`` of a TF1-style training script."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from typing import Any
+
+import attrs
+import tensorflow as tf
+
+from sparsekit.config import PruneConfig
+from sparsekit.errors import ConfigError, GraphError
+from sparsekit.graph.forward import differentiated
+from sparsekit.graph.node import LiveGraph
+from sparsekit.insertion import insert_masks
+from sparsekit.masking import SCOPE
+from sparsekit.planning import Plan, Planning, make_plan
+from sparsekit.plugins import Registry
+from sparsekit.record import LayerRecord, Record
+from sparsekit.target import TargetProfile
+from sparsekit.writing import staged
+
+_log = logging.getLogger("sparsekit")
+
+
+@attrs.frozen(eq=False)
+class PruneResult:
+    """What :func:`sparsekit.prune` did to a live graph.
+
+    A session that already ran the graph does not see the edit: open a new one, or run nothing before pruning.
+
+    Attributes:
+        plan: every layer with its decision.
+        variables: the new variables, a mask and a batch count per pruned layer.
+        initializer: an operation that initializes ``variables`` alone, for sessions that are already initialized.
+    """
+
+    plan: Plan
+    variables: tuple[tf.Variable, ...]
+    initializer: tf.Operation = attrs.field(repr=False)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.plan}\n{len(self.variables)} new variables. Build gradients and sessions after this; a session "
+            "that already ran this graph would not see the masks."
+        )
+
+
+def plan_live(
+    graph: Any,
+    config: PruneConfig,
+    outputs: tuple[str, ...] | None,
+    registry: Registry,
+    target: TargetProfile | None,
+) -> Planning:
+    """Plan a live graph; nothing is edited.
+
+    Raises:
+        GraphError: it is no ``tf.Graph``.
+    """
+    if not isinstance(graph, tf.Graph):
+        raise GraphError(
+            f"got {type(graph).__name__}",
+            where="graph",
+            expected="a tf.Graph, such as tf.compat.v1.get_default_graph()",
+        )
+    return make_plan(LiveGraph(graph), config, outputs, registry, target)
+
+
+def prune_live(
+    graph: tf.Graph, planning: Planning, registry: Registry, record: str | os.PathLike[str] | None
+) -> PruneResult:
+    """Insert the masks that were planned, and write the record.
+
+    Raises:
+        GraphError, ConfigError: it cannot be done; the graph is as it was and no record is written.
+        SaveError: the record cannot be written; the graph is as it was.
+    """
+    _check(graph, planning, registry)
+    layers = tuple(
+        LayerRecord(d.name, d.shape or (), d.pattern) for d in planning.plan.pruned if d.pattern is not None
+    )
+    text = Record(layers).to_text().encode()
+    with contextlib.nullcontext() if record is None else staged(record, text):
+        variables = insert_masks(graph, planning.layers, registry)
+        with graph.as_default(), graph.control_dependencies(None), tf.name_scope(f"{SCOPE}/"):
+            initializer = tf.group(*(variable.initializer for variable in variables), name="initializer")
+    if not planning.layers:
+        _log.warning("%s The graph was not changed.", planning.plan.summary())
+    return PruneResult(planning.plan, variables, initializer)
+
+
+def _check(graph: tf.Graph, planning: Planning, registry: Registry) -> None:
+    """Everything that stands against the edit, before the first one."""
+    if graph.finalized:
+        raise GraphError(
+            "is finalized and cannot be changed",
+            where="graph",
+            hint="Prune it before a session, Supervisor or MonitoredSession finalizes it.",
+        )
+    masked = [d.name for d in planning.plan.decisions if d.reason == "already-masked"]
+    if masked:
+        raise GraphError(
+            f"was pruned before: {_some(masked)} already have masks",
+            where="graph",
+            hint="Prune every graph once, right after it was built or imported.",
+        )
+    view = LiveGraph(graph)
+    taken = [d.name for d in planning.plan.pruned if view.node(f"{d.name}/{SCOPE}/mask")]
+    if taken:
+        raise GraphError(
+            f"already holds operations under '{taken[0]}/{SCOPE}/'",
+            where=taken[0],
+            hint="These names are kept for masks; rename them.",
+        )
+    with_gradients = differentiated(view) if planning.layers else set()
+    late = [
+        layer.decision.name
+        for layer in planning.layers
+        if with_gradients.intersection(
+            [*(site.node.name for site in layer.sites), *(leaf.name for leaf in layer.source.leaves)]
+        )
+    ]
+    if late:
+        raise GraphError(
+            f"gradients were already built for {_some(late)}; they would go past the masks",
+            where="graph",
+            hint="Call prune after the forward graph is built and before optimizer.minimize or tf.gradients.",
+        )
+    for decision in planning.plan.pruned:
+        if not registry.criterion(decision.criterion).live:
+            raise ConfigError(
+                f"criterion '{decision.criterion}' cannot choose masks inside a training graph",
+                where=decision.name,
+                expected="one of "
+                + ", ".join(name for name, entry in registry.criteria.items() if entry.value.live),
+            )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(f"'{name}'" for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -1,0 +1,182 @@
+"""How a mask lives in a live graph: its state, when it is chosen, and the gradient that keeps the books.
+
+Per layer there are two variables, the mask and a count of trained batches. The forward pass only reads: where a mask
+is due it chooses from the weights at hand, elsewhere it uses the stored one. Only the gradient writes, so a forward
+pass without training (an evaluation, a freeze) changes nothing, and a batch counts once however many losses it has.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import attrs
+import tensorflow as tf
+from tensorflow.core.framework import attr_value_pb2
+from tensorflow.python.framework import ops
+from tensorflow.python.ops import gen_control_flow_ops, ref_variable, resource_variable_ops
+
+from sparsekit.criterion import Criterion
+from sparsekit.graph.edit import pristine_scope
+from sparsekit.graph.trace import MASK_ATTRIBUTE
+from sparsekit.pattern import Pattern, keep_planes, ordering_key
+
+SCOPE = "sparsekit"
+"""Everything inserted for a layer is named ``<layer>/sparsekit/...``."""
+
+MASK = "mask"
+BATCH = "batch"
+_GRADIENT = "SparsekitMask"
+
+
+@attrs.frozen
+class MaskDescription:
+    """What a masked graph tells about one of its masks; stored on the multiply."""
+
+    pattern: Pattern
+    axis: int
+    criterion: str
+    update_freq: int
+
+    def to_text(self) -> str:
+        return json.dumps({**attrs.asdict(self), "pattern": str(self.pattern)}, sort_keys=True)
+
+    @classmethod
+    def from_text(cls, text: str) -> MaskDescription:
+        """Read what :meth:`to_text` wrote.
+
+        Raises:
+            ValueError, TypeError, KeyError: it was written by something else.
+        """
+        fields = json.loads(text)
+        return cls(**{**fields, "pattern": Pattern.parse(fields["pattern"])})
+
+
+class LayerMask:
+    """The state of one layer's mask in ``graph``.
+
+    Args:
+        graph: the graph to build in.
+        layer: the layer's name; the state is named after it.
+        weight: the weight as it is read, of static shape.
+        owner: the variable's (or constant's) op; state is placed beside it and is of its kind.
+        description: pattern, axis, criterion and update frequency.
+        criterion: the criterion that the description names.
+    """
+
+    def __init__(
+        self,
+        graph: tf.Graph,
+        layer: str,
+        weight: tf.Tensor,
+        owner: tf.Operation,
+        description: MaskDescription,
+        criterion: Criterion,
+    ) -> None:
+        self._graph = graph
+        self._scope = f"{layer}/{SCOPE}"
+        self._owner = owner
+        self._description = description
+        self._masked: dict[str, tf.Tensor] = {}
+        with pristine_scope(graph, self._scope, owner):
+            shape, dtype = weight.shape.as_list(), weight.dtype.base_dtype
+            by_reference = owner.type in ("Variable", "VariableV2")
+            self.mask = _variable(by_reference, MASK, shape, dtype, 1)
+            self.batch = _variable(by_reference, BATCH, [], tf.int64, 0)
+            count = self.batch.value()
+            # Computed here, once, so that every gradient of this batch stores the same number.
+            tf.add(count, 1, name="next")
+            period = description.update_freq
+            due = tf.equal(count % period if period else count, 0, name="due")
+            # Switch and Merge instead of tf.cond: the same graph under either control flow, without functions, and
+            # choosing costs nothing where it is not due.
+            stored, _ = gen_control_flow_ops.switch(self.mask.value(), due)
+            _, weight_when_due = gen_control_flow_ops.switch(weight, due)
+            score = criterion.score(weight_when_due, description.axis)
+            chosen = tf.cast(keep_tensor(score, description.axis, description.pattern), dtype, name="chosen")
+            self._used, _ = gen_control_flow_ops.merge([stored, chosen], name="used")
+
+    @property
+    def variables(self) -> tuple[tf.Variable, tf.Variable]:
+        """The mask and the batch count."""
+        return self.mask, self.batch
+
+    def apply(self, weight: tf.Tensor) -> tf.Tensor:
+        """The weight times its mask; the same tensor for the same weight tensor."""
+        if weight.name not in self._masked:
+            with (
+                pristine_scope(self._graph, self._scope, self._owner),
+                self._graph.gradient_override_map({"Mul": _GRADIENT}),
+            ):
+                masked = tf.multiply(weight, self._used, name="masked")
+            text = self._description.to_text().encode()
+            masked.op._set_attr(MASK_ATTRIBUTE, attr_value_pb2.AttrValue(s=text))
+            self._masked[weight.name] = masked
+        return self._masked[weight.name]
+
+
+def keep_tensor(score: tf.Tensor, axis: int, pattern: Pattern) -> tf.Tensor:
+    """:func:`sparsekit.pattern.keep_mask` inside a graph: bool, of the static shape of ``score``."""
+    shape = score.shape.as_list()
+    outer, length, inner = shape[:axis], shape[axis], shape[axis + 1 :]
+    tail = length % pattern.m
+    key = ordering_key(score)
+    whole, rest = tf.split(key, [length - tail, tail], axis) if tail else (key, None)
+    kept = []
+    if length > tail:
+        # Four axes at most, whatever the rank: TensorFlow's kernels are made for few.
+        rows, columns = _product(outer), _product(inner)
+        planes = tf.unstack(tf.reshape(whole, [rows, length // pattern.m, pattern.m, columns]), axis=2)
+        keep = tf.stack(keep_planes(planes, pattern.n), axis=2)
+        kept.append(tf.reshape(keep, [*outer, length - tail, *inner]))
+    if rest is not None:
+        kept.append(tf.stack(keep_planes(tf.unstack(rest, axis=axis), pattern.n), axis=axis))
+    return kept[0] if len(kept) == 1 else tf.concat(kept, axis)
+
+
+@ops.RegisterGradient(_GRADIENT)
+def _masked_gradient(masked: tf.Operation, gradient: tf.Tensor) -> tuple[tf.Tensor, None]:
+    """dy * mask for the weight, after the mask used and the batch count were stored.
+
+    Everything is found by name beside the op, so that this works in a graph that was exported and imported.
+    """
+    graph, scope = masked.graph, masked.name.rpartition("/")[0]
+
+    def tensor(name: str) -> tf.Tensor:
+        return graph.get_tensor_by_name(f"{scope}/{name}:0")
+
+    used, due, following = masked.inputs[1], tensor("due"), tensor("next")
+    counted = _assign(tensor(BATCH), following)
+    not_due, _ = gen_control_flow_ops.switch(due, due)
+    _, used_when_due = gen_control_flow_ops.switch(used, due)
+    with tf.control_dependencies([_assign(tensor(MASK), used_when_due)]):
+        was_due = tf.identity(gen_control_flow_ops.switch(due, due)[1])
+    stored, _ = gen_control_flow_ops.merge([not_due, was_due])
+    with tf.control_dependencies([counted, stored]):
+        return gradient * used, None
+
+
+def _assign(variable: tf.Tensor, value: tf.Tensor) -> tf.Operation:
+    if variable.dtype.base_dtype == tf.resource:
+        return tf.raw_ops.AssignVariableOp(resource=variable, value=value)
+    return tf.raw_ops.Assign(ref=variable, value=value).op
+
+
+def _variable(by_reference: bool, name: str, shape: list[int], dtype: tf.DType, fill: int) -> Any:
+    """A non-trainable variable of the given kind, built past every creator, getter and scope of the caller."""
+    kind = ref_variable.RefVariable if by_reference else resource_variable_ops.ResourceVariable
+    return kind(
+        # A fill, never a constant: a MetaGraph must not grow with the weights.
+        initial_value=lambda: tf.fill(shape, tf.constant(fill, dtype)),
+        trainable=False,
+        collections=[tf.compat.v1.GraphKeys.GLOBAL_VARIABLES],
+        name=name,
+        dtype=dtype,
+    )
+
+
+def _product(sizes: list[int]) -> int:
+    result = 1
+    for size in sizes:
+        result *= size
+    return result

@@ -1,0 +1,370 @@
+"""The one place that decides: walk the graph, ask the handlers, make a Plan of LayerDecisions."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+import attrs
+
+from sparsekit.config import LayerSettings, PruneConfig, names_in_use
+from sparsekit.errors import ConfigError, near_matches
+from sparsekit.graph.forward import forward_nodes
+from sparsekit.graph.node import GraphView, Node
+from sparsekit.graph.trace import Tracer, Untraceable, WeightSource, hands_on
+from sparsekit.handler import OpHandler, WeightSite
+from sparsekit.pattern import Pattern
+from sparsekit.plugins import Registry
+from sparsekit.table import text_table
+from sparsekit.target import TargetProfile
+
+
+@attrs.frozen
+class LayerDecision:
+    """What is done to one weight, and why.
+
+    Attributes:
+        name: the op that uses the weight (the first of them).
+        op_type: its TensorFlow type.
+        status: "prune" or "skip".
+        reason: a stable code, "eligible" for a pruned layer.
+        message: the same as a sentence for people.
+        shape: the weight's shape as it is stored; None where no weight was found.
+        axis: the group axis on that shape; None where unknown.
+        dtype: the weight's dtype as it is stored, "" where no weight was found.
+        weight: the name of the variable or constant.
+        uses: every op that uses the weight.
+        pattern, criterion, update_freq: the settings that hold for this layer.
+        notes: what the target has to say about it.
+    """
+
+    name: str
+    op_type: str
+    status: str
+    reason: str
+    message: str
+    shape: tuple[int, ...] | None = None
+    axis: int | None = None
+    dtype: str = ""
+    weight: str = ""
+    uses: tuple[str, ...] = ()
+    pattern: Pattern | None = None
+    criterion: str = ""
+    update_freq: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def pruned(self) -> bool:
+        return self.status == "prune"
+
+
+@attrs.frozen
+class Plan:
+    """Every layer of a graph with its decision. Prints as a table.
+
+    Attributes:
+        decisions: in the order of the graph.
+        target: the target profile that was asked for, None if none was.
+    """
+
+    decisions: tuple[LayerDecision, ...]
+    target: TargetProfile | None = None
+
+    @property
+    def pruned(self) -> tuple[LayerDecision, ...]:
+        """The layers that are pruned."""
+        return tuple(d for d in self.decisions if d.pruned)
+
+    @property
+    def skipped(self) -> tuple[LayerDecision, ...]:
+        """The layers that stay dense."""
+        return tuple(d for d in self.decisions if not d.pruned)
+
+    def summary(self) -> str:
+        """One sentence: how many layers are pruned, how many are not, why not."""
+        if not self.decisions:
+            return "There is nothing to prune: no op with an op handler was found."
+        reasons: dict[str, int] = defaultdict(int)
+        for decision in self.skipped:
+            reasons[decision.reason] += 1
+        why = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        skipped = f"; {len(self.skipped)} stay dense ({why})" if why else ""
+        if not self.pruned:
+            return f"Nothing is pruned{skipped}."
+        weights = sum(math.prod(d.shape or ()) for d in self.pruned)
+        return f"{len(self.pruned)} of {len(self.decisions)} layers are pruned, {weights:,} weights{skipped}."
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                d.name,
+                d.op_type,
+                "x".join(map(str, d.shape)) if d.shape is not None else "-",
+                "-" if d.axis is None else str(d.axis),
+                f"{d.status} {d.pattern}" if d.pruned else d.status,
+                d.reason,
+                "" if d.pruned and not d.notes and len(d.uses) < 2 else d.message,
+            )
+            for d in self.decisions
+        ]
+        table = text_table(("layer", "op", "shape", "axis", "status", "reason", "why"), rows) if rows else ""
+        target = f"\nTarget: {self.target.title}." if self.target else ""
+        return f"{table}{self.summary()}{target}"
+
+
+@attrs.frozen(eq=False)
+class PlannedLayer:
+    """A layer that is to be pruned, with all that is needed to do it."""
+
+    decision: LayerDecision
+    sites: tuple[WeightSite, ...]
+    handlers: tuple[OpHandler, ...]
+
+    @property
+    def source(self) -> WeightSource:
+        return self.sites[0].source
+
+
+@attrs.frozen(eq=False)
+class Planning:
+    """A plan together with what it was made from.
+
+    Attributes:
+        plan: what users see.
+        layers: the layers to be pruned, in the plan's order.
+        sites: per layer name, for every decision whose weight was found, the place where it enters the op.
+    """
+
+    plan: Plan
+    layers: tuple[PlannedLayer, ...]
+    sites: dict[str, WeightSite]
+
+
+@attrs.frozen(eq=False)
+class _Use:
+    """One op with a handler, and what was found about it on its own."""
+
+    node: Node
+    handler: OpHandler
+    settings: LayerSettings
+    site: WeightSite | None
+    reason: str = ""
+    message: str = ""
+
+
+def make_plan(
+    view: GraphView,
+    config: PruneConfig,
+    outputs: Sequence[str] | None,
+    registry: Registry,
+    target: TargetProfile | None = None,
+) -> Planning:
+    """Decide what happens to every op that has a handler. Nothing is edited.
+
+    Args:
+        view: the graph.
+        config: what to prune and how.
+        outputs: the operations whose results are used; None: found by itself.
+        registry: the plugins.
+        target: adds its notes to the layers.
+
+    Raises:
+        ConfigError: the config names layers, types or criteria that do not exist.
+        GraphError: an output is not in the graph.
+    """
+    forward = forward_nodes(view, outputs)
+    candidates = [
+        node for top in view.nodes() if top in forward for node in (top, *_inner(top)) if registry.handler(node.op)
+    ]
+    _check_names(view, config, candidates, registry)
+    tracer = Tracer()
+    groups: dict[object, list[_Use]] = defaultdict(list)
+    for node in candidates:
+        use = _examine(node, config, registry, tracer)
+        groups[use.site.source.key if use.site else node].append(use)
+    decided = [_decide(uses, forward, tracer, target) for uses in groups.values()]
+    return Planning(
+        plan=Plan(tuple(decision for decision, _ in decided), target),
+        layers=tuple(
+            PlannedLayer(decision, tuple(use.site for use in uses if use.site), tuple(use.handler for use in uses))
+            for decision, uses in decided
+            if decision.pruned
+        ),
+        sites={decision.name: uses[0].site for decision, uses in decided if uses[0].site},
+    )
+
+
+def _inner(node: Node) -> list[Node]:
+    """The nodes of every function body that ``node`` calls, at any depth."""
+    return [deep for body in node.view.bodies(node) for inner in body.nodes() for deep in (inner, *_inner(inner))]
+
+
+def _check_names(view: GraphView, config: PruneConfig, candidates: list[Node], registry: Registry) -> None:
+    """Every name in the config must mean something: a typing error would silently prune or skip."""
+    registry.criterion(config.criterion)
+    for override in config.override:
+        if override.criterion is not None:
+            registry.criterion(override.criterion)
+    layers = [node.path for node in candidates]
+    everything = {"layer": {*layers, *(node.name for node in view.nodes())}, "type": set(registry.handlers)}
+    everything["type"] |= {node.op for node in view.nodes()}
+    for key, glob, kind in names_in_use(config):
+        if any(fnmatchcase(name, glob) for name in everything[kind]):
+            continue
+        near = near_matches(glob, layers if kind == "layer" else registry.handlers)
+        raise ConfigError(
+            f"'{glob}' matches no {'operation' if kind == 'layer' else 'op type'} of the graph",
+            where=f"{config.source}: {key}",
+            expected="names of operations in the graph" if kind == "layer" else "op types such as those with a handler",
+            hint=near or ("Layers of this graph: " + ", ".join(layers[:8]) if kind == "layer" and layers else ""),
+        )
+
+
+def _examine(node: Node, config: PruneConfig, registry: Registry, tracer: Tracer) -> _Use:
+    """Look at one op alone: its settings, its weight, its constraints."""
+    handler = registry.handler(node.op)
+    assert handler is not None
+    settings, skipped_by = config.settings_for(node.path, node.op)
+    source = tracer.trace(node, handler.weight_input, handler.group_axis(node))
+    if isinstance(source, Untraceable):
+        site, reason, message = None, source.reason, f"{node.path}: {source.message}."
+    else:
+        site = WeightSite(node, handler.weight_input, source)
+        reason, message = _obstacle(site, handler, settings)
+    if skipped_by:
+        reason, message = skipped_by.key.replace("_", "-"), f"{node.path}: the config leaves it out ({skipped_by})."
+    elif not settings.prune:
+        reason, message = "not-configured", f"{node.path}: the config does not ask for this layer."
+    return _Use(node, handler, settings, site, reason, message)
+
+
+def _obstacle(site: WeightSite, handler: OpHandler, settings: LayerSettings) -> tuple[str, str]:
+    """Why a weight that was found cannot be pruned, ("", "") if it can."""
+    name, source = site.node.path, site.source
+    for constraint in handler.constraints:
+        if not constraint.holds(site):
+            return constraint.reason, f"{name}: {constraint.message}"
+    if source.dtype not in handler.weight_dtypes:
+        return (
+            "weight-dtype",
+            f"{name}: its weight '{source.name}' is stored as {source.dtype}; masks need "
+            f"{' or '.join(handler.weight_dtypes)} (a {handler.weight_dtypes[0]} variable behind a cast is fine).",
+        )
+    if any(leaf.in_control_flow for leaf in (*source.leaves, source.tensor.node)):
+        return (
+            "read-inside-control-flow",
+            f"{name}: its weight '{source.name}' is made or read inside a loop or cond; read it before.",
+        )
+    length = source.shape[source.axis]
+    if length <= settings.pattern.n or 0 in source.shape:
+        return (
+            "axis-too-short",
+            f"{name}: {length} input channel(s) along axis {source.axis} of {list(source.shape)} hold no group "
+            f"of more than {settings.pattern.n}: {settings.pattern} is met without a zero.",
+        )
+    return "", ""
+
+
+def _decide(
+    uses: list[_Use], forward: set[Node], tracer: Tracer, target: TargetProfile | None
+) -> tuple[LayerDecision, list[_Use]]:
+    """One decision for all ops that use a weight."""
+    first = uses[0]
+    reason, message = first.reason, first.message
+    if len(uses) > 1:
+        reason, message = _shared_obstacle(uses)
+    if not reason and first.site:
+        reason, message = _other_reader(uses, forward, tracer)
+    source = first.site.source if first.site else None
+    decision = LayerDecision(
+        name=first.node.path,
+        op_type=first.node.op,
+        status="skip" if reason else "prune",
+        reason=reason or "eligible",
+        message=message or _how_pruned(uses),
+        shape=source.shape if source else None,
+        axis=source.axis if source else None,
+        dtype=source.dtype if source else "",
+        weight=source.name if source else "",
+        uses=tuple(use.node.path for use in uses),
+        pattern=first.settings.pattern,
+        criterion=first.settings.criterion,
+        update_freq=first.settings.update_freq,
+    )
+    if target and decision.pruned:
+        notes = tuple(note for check in target.checks if (note := check(decision)))
+        decision = attrs.evolve(decision, notes=notes)
+    return decision, uses
+
+
+def _shared_obstacle(uses: list[_Use]) -> tuple[str, str]:
+    """Ops that share a weight share its mask: all must want the same."""
+    names = ", ".join(use.node.path for use in uses)
+    obstacles = {use.reason for use in uses}
+    weight = uses[0].site.source.name if uses[0].site else "?"
+    if len(obstacles) > 1:
+        blocked = next(use for use in uses if use.reason)
+        return (
+            "shared-weight-conflict",
+            f"{names} share the weight '{weight}', and one of them cannot be pruned. {blocked.message}",
+        )
+    if uses[0].reason:
+        return uses[0].reason, uses[0].message
+    wanted = {(use.site.source.axis, use.settings) for use in uses if use.site}
+    if len(wanted) > 1:
+        axes = {use.site.source.axis for use in uses if use.site}
+        what = f"group axes {sorted(axes)}" if len(axes) > 1 else "settings"
+        return (
+            "shared-weight-conflict",
+            f"{names} share the weight '{weight}' but need different {what}; one mask cannot serve them.",
+        )
+    return "", ""
+
+
+def _other_reader(uses: list[_Use], forward: set[Node], tracer: Tracer) -> tuple[str, str]:
+    """A reader in the forward graph that would be changed together with the layer but has no mask of its own.
+
+    Scalars made of weights alone (a regularizer's loss) and what has no result (a saver) do not count.
+    """
+    sources = [use.site.source for use in uses if use.site]
+    settled = {use.node for use in uses} | {node for source in sources for node in source.path if node.calls()}
+    weights_only = [leaf for source in sources for leaf in source.leaves]
+    while weights_only:
+        node = weights_only.pop()
+        for reader, _ in node.view.readers(node):
+            if reader in settled or reader not in forward:
+                continue
+            settled.add(reader)
+            if hands_on(reader.op):
+                weights_only.append(reader)
+            elif reader.output_rank == 0:
+                continue
+            elif tracer.data_source(reader) is None:
+                weights_only.append(reader)
+            else:
+                return (
+                    "shared-with-other-op",
+                    f"{uses[0].node.path}: its weight '{sources[0].name}' is also used by '{reader.path}' "
+                    f"({reader.op}), which has no mask.",
+                )
+    return "", ""
+
+
+def _how_pruned(uses: list[_Use]) -> str:
+    use = uses[0]
+    assert use.site is not None
+    source = use.site.source
+    length, pattern = source.shape[source.axis], use.settings.pattern
+    tail = length % pattern.m
+    text = (
+        f"{use.node.path}: at most {pattern.n} of every {pattern.m} consecutive weights along axis {source.axis} "
+        f"of {list(source.shape)} stay, chosen by {use.settings.criterion}"
+    )
+    if tail:
+        left = "stay" if tail <= pattern.n else f"keep {pattern.n}"
+        text += f"; the last {tail} of {length} input channels {left}"
+    if len(uses) > 1:
+        text += f"; one mask for {', '.join(u.node.path for u in uses)}"
+    return text + "."

@@ -1,0 +1,304 @@
+"""From a masked frozen graph to the pruned one: mask ops gone, zeros in the weights. Edited as protos."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import attrs
+import numpy as np
+from tensorflow.core.framework import graph_pb2, tensor_pb2
+
+from sparsekit.errors import ModelError, RecordError, near_matches
+from sparsekit.graph.node import Node, ProtoGraph
+from sparsekit.graph.trace import MASK_ATTRIBUTE, Read, Tracer, Untraceable, hands_on
+from sparsekit.handler import OpHandler
+from sparsekit.masking import BATCH, MASK, SCOPE, MaskDescription
+from sparsekit.pattern import check, keep_mask
+from sparsekit.plugins import Registry
+from sparsekit.record import Record
+
+_log = logging.getLogger("sparsekit")
+
+
+@attrs.frozen(eq=False)
+class _MaskedLayer:
+    """One layer of the masked graph, as its mask ops tell.
+
+    Attributes:
+        name: the layer.
+        description: of its mask.
+        multiplies: the ops that mask it; several where a weight is read several times.
+    """
+
+    name: str
+    description: MaskDescription
+    multiplies: tuple[Node, ...]
+
+
+def strip_masks(masked: Any, registry: Registry, record: Record | None = None) -> Any:
+    """Fold every mask into its weight and take the mask ops out.
+
+    Args:
+        masked: the masked frozen GraphDef; it is not modified.
+        registry: the plugins.
+        record: the layers that must be masked, no more and no fewer; None: whatever is.
+
+    Returns:
+        The pruned GraphDef: the dense frozen graph, node for node, with zeros in its weights.
+
+    Raises:
+        ModelError: it is not frozen, was changed since, or holds weights that are not finite.
+        RecordError: the record does not match.
+    """
+    view = ProtoGraph(masked)
+    layers = _masked_layers(view)
+    _compare(layers, view, record)
+    removed = _inserted(view, layers)
+    tracer = Tracer()
+    edits = _Edits()
+    due = 0
+    for layer in layers:
+        due += _fold(layer, view, removed, tracer, registry, edits)
+    if due:
+        _log.warning(
+            "%d of %d layers were due for a new mask when the graph was frozen (update_freq); the stored masks, "
+            "those of the last training batch, were used",
+            due,
+            len(layers),
+        )
+    return _rewritten(masked, removed, edits)
+
+
+@attrs.define
+class _Edits:
+    """What changes in the nodes that stay."""
+
+    values: dict[str, np.ndarray] = attrs.Factory(dict)
+    """New values of constants."""
+    inputs: dict[str, str] = attrs.Factory(dict)
+    """For a mask's multiply, what its readers read instead."""
+    added: list[tuple[str, str, np.ndarray]] = attrs.Factory(list)
+    """New constants: (the constant to stand beside, name, value)."""
+
+
+def _masked_layers(view: ProtoGraph) -> list[_MaskedLayer]:
+    multiplies: dict[str, list[Node]] = {}
+    for node in view.nodes():
+        if node.attr(MASK_ATTRIBUTE) is not None:
+            multiplies.setdefault(node.name.rpartition(f"/{SCOPE}/")[0], []).append(node)
+        elif f"/{SCOPE}/" in node.name and node.name.rpartition("/")[2].startswith("masked"):
+            raise ModelError(
+                f"its mask is no longer the multiply that was inserted but a {node.op}",
+                where=node.name,
+                hint="The graph was optimized after it was frozen. Strip it first, then optimize.",
+            )
+    layers = []
+    for name, nodes in multiplies.items():
+        try:
+            description = MaskDescription.from_text(str(nodes[0].attr(MASK_ATTRIBUTE)))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelError(f"its mask is described in an unknown way ({error})", where=nodes[0].name) from error
+        layers.append(_MaskedLayer(name, description, tuple(nodes)))
+    return layers
+
+
+def _compare(layers: list[_MaskedLayer], view: ProtoGraph, record: Record | None) -> None:
+    """The record and the graph must name the same layers."""
+    found = {layer.name: layer for layer in layers}
+    if record is None:
+        if not layers:
+            raise ModelError(
+                "holds no masks",
+                where="the masked graph",
+                expected="a frozen graph that sparsekit.prune masked before",
+                hint="Freeze the graph that was pruned, not one built anew.",
+            )
+        return
+    for entry in record.layers:
+        layer = found.pop(entry.name, None)
+        if layer is None:
+            raise RecordError(
+                f"names the layer '{entry.name}', which has no mask in the graph",
+                where=record.source,
+                expected="the record that was written when this very graph was pruned",
+                hint=near_matches(entry.name, (layer.name for layer in layers)),
+            )
+        mask = _constant(view, layer, MASK)
+        if mask.shape != entry.shape:
+            raise RecordError(
+                f"gives '{entry.name}' the shape {list(entry.shape)}, in the graph it is {list(mask.shape)}",
+                where=record.source,
+                expected="the record that was written when this very graph was pruned",
+            )
+    if found:
+        raise RecordError(
+            f"does not name {', '.join(found)}, which the graph masks",
+            where=record.source,
+            expected="the record that was written when this very graph was pruned",
+        )
+
+
+def _inserted(view: ProtoGraph, layers: list[_MaskedLayer]) -> set[str]:
+    """The names of all nodes that hold or make masks."""
+    names = {layer.name for layer in layers}
+    return {node.name for node in view.nodes() if node.name.rpartition(f"/{SCOPE}/")[0] in names}
+
+
+def _fold(
+    layer: _MaskedLayer, view: ProtoGraph, removed: set[str], tracer: Tracer, registry: Registry, edits: _Edits
+) -> bool:
+    """Fold one mask into its weight; returns whether it was due to be chosen again."""
+    reads = [_read(multiply, tracer) for multiply in layer.multiplies]
+    weight = reads[0].value()
+    if weight is None:
+        raise ModelError(
+            f"its weight '{reads[0].leaves[0].name}' is a variable",
+            where=layer.name,
+            expected="a frozen graph",
+            hint="Freeze it with tf.compat.v1.graph_util.convert_variables_to_constants.",
+        )
+    if not np.isfinite(weight).all():
+        bad = int(weight.size - np.isfinite(weight).sum())
+        raise ModelError(
+            f"{bad} of {weight.size} values of its weight '{reads[0].leaves[0].name}' are NaN or infinite",
+            where=layer.name,
+            hint="Training has diverged; go back to a checkpoint with finite weights.",
+        )
+    mask, due = _mask(layer, view, weight, registry)
+    node = view.node(layer.name)
+    handler = (registry.handler(node.op) if node else None) or OpHandler()
+    pruned = handler.remove_mask(weight, mask)
+    alone = not any(_read_by_others(leaf, removed) for read in reads for leaf in read.leaves)
+    for multiply, read in zip(layer.multiplies, reads, strict=True):
+        edits.inputs[multiply.name] = multiply.definition.input[0]  # type: ignore[attr-defined]
+        if alone:
+            edits.values |= read.split(pruned)
+    if not alone:
+        # Somebody else reads the dense weight (a loss that was frozen with the graph): it must stay for them.
+        leaf = reads[0].leaves[0].name
+        name = f"{leaf}_pruned"
+        while view.node(name) or any(name == added for _, added, _ in edits.added):
+            name += "_"
+        edits.added.append((leaf, name, pruned))
+        edits.inputs |= {multiply.name: name for multiply in layer.multiplies}
+    return due
+
+
+def _read(multiply: Node, tracer: Tracer) -> Read:
+    read = tracer.read(multiply.inputs[0])
+    if read is None or isinstance(read, Untraceable):
+        why = read.message if read else f"its weight comes from '{multiply.inputs[0].node.name}'"
+        raise ModelError(why, where=multiply.name, expected="the graph as it was frozen")
+    return read
+
+
+def _mask(layer: _MaskedLayer, view: ProtoGraph, weight: np.ndarray, registry: Registry) -> tuple[np.ndarray, bool]:
+    """The mask to fold, and whether it was due to be chosen again.
+
+    It is the stored one. Only where no batch was ever trained is there none: then it is what the masked graph
+    chooses at every forward pass.
+    """
+    description = layer.description
+    count = int(_constant(view, layer, BATCH))
+    if count == 0:
+        criterion = registry.criterion(description.criterion)
+        score = criterion.score(weight, description.axis)
+        return keep_mask(score, description.axis, description.pattern), False
+    mask = _constant(view, layer, MASK)
+    if mask.shape != weight.shape:
+        raise ModelError(
+            f"its mask has shape {list(mask.shape)}, its weight {list(weight.shape)}",
+            where=layer.name,
+            expected="the graph as it was frozen",
+        )
+    if not np.isin(mask, (0, 1)).all() or check(mask, description.axis, description.pattern).violations:
+        raise ModelError(
+            f"its stored mask is no {description.pattern} mask along axis {description.axis}",
+            where=layer.name,
+            hint="The mask variable was overwritten; restore it from the checkpoint of the training run.",
+        )
+    return mask != 0, bool(description.update_freq) and count % description.update_freq == 0
+
+
+def _constant(view: ProtoGraph, layer: _MaskedLayer, name: str) -> np.ndarray:
+    path = f"{layer.name}/{SCOPE}/{name}"
+    node = view.node(path)
+    value = node.constant() if node else None
+    if value is None:
+        raise ModelError(
+            f"is {'a ' + node.op if node else 'missing'}",
+            where=path,
+            expected="a constant",
+            hint="Freeze the graph with tf.compat.v1.graph_util.convert_variables_to_constants before it is stripped.",
+        )
+    return value
+
+
+def _read_by_others(leaf: Node, removed: set[str]) -> bool:
+    nodes = [leaf]
+    while nodes:
+        node = nodes.pop()
+        for reader, _ in node.view.readers(node):
+            if reader.name in removed:
+                continue
+            if not hands_on(reader.op):
+                return True
+            nodes.append(reader)
+    return False
+
+
+def _rewritten(masked: Any, removed: set[str], edits: _Edits) -> Any:
+    """A new GraphDef without the removed nodes."""
+    pruned = graph_pb2.GraphDef()
+    pruned.versions.CopyFrom(masked.versions)
+    if masked.HasField("library"):
+        pruned.library.CopyFrom(masked.library)
+    beside: dict[str, list[tuple[str, np.ndarray]]] = {}
+    for leaf, name, value in edits.added:
+        beside.setdefault(leaf, []).append((name, value))
+    for node in masked.node:
+        if node.name in removed:
+            continue
+        if node.name in edits.values:
+            _add_constant(pruned, node, node.name, edits.values[node.name])
+        else:
+            copy = pruned.node.add()
+            copy.CopyFrom(node)
+            _redirect(copy, removed, edits.inputs)
+        for name, value in beside.get(node.name, ()):
+            _add_constant(pruned, node, name, value)
+    return pruned
+
+
+def _add_constant(graph_def: Any, like: Any, name: str, value: np.ndarray) -> None:
+    """A constant with the attributes of ``like``; its old value is never copied."""
+    node = graph_def.node.add(name=name, op=like.op, device=like.device, input=like.input)
+    for key, attribute in like.attr.items():
+        if key != "value":
+            node.attr[key].CopyFrom(attribute)
+    old = like.attr["value"].tensor
+    tensor = tensor_pb2.TensorProto(dtype=old.dtype, tensor_content=np.ascontiguousarray(value).tobytes())
+    tensor.tensor_shape.CopyFrom(old.tensor_shape)
+    if tuple(d.size for d in old.tensor_shape.dim) != value.shape:
+        del tensor.tensor_shape.dim[:]
+        for size in value.shape:
+            tensor.tensor_shape.dim.add(size=size)
+    node.attr["value"].tensor.CopyFrom(tensor)
+    if like.HasField("experimental_debug_info"):
+        node.experimental_debug_info.CopyFrom(like.experimental_debug_info)
+
+
+def _redirect(node: Any, removed: set[str], inputs: dict[str, str]) -> None:
+    for index, text in enumerate(node.input):
+        name = text.removeprefix("^").partition(":")[0]
+        if name not in removed:
+            continue
+        if name not in inputs or text.startswith("^"):
+            raise ModelError(
+                f"reads '{text}', an op of the mask",
+                where=node.name,
+                expected="masks to be read by masked layers alone",
+                hint="Freeze the graph with the outputs of the model only.",
+            )
+        node.input[index] = inputs[name]

@@ -1,0 +1,165 @@
+"""Every product of the AMCT documents' table (up to CANN 9.1), held here a second time, by hand."""
+
+from __future__ import annotations
+
+import pytest
+import sparsekit_targets
+
+from sparsekit.errors import TargetError
+from sparsekit.target import TargetProfile, choose_target, resolve_target, unsupported_message
+
+PROFILES = tuple(sparsekit_targets.sparsekit_targets())
+
+GAIN = {
+    "atlas-a3-training": ["Atlas A3 training products", "Atlas A3 训练系列产品", "Atlas 800T A3"],
+    "atlas-a3-inference": ["Atlas A3 inference products", "Atlas A3 推理系列产品", "Atlas 800I A3"],
+    "atlas-a2-training": [
+        "Atlas A2 training products",
+        "Atlas A2 训练系列产品",
+        "Atlas 800T A2",
+        "Atlas 900 A2 PoD",
+        "Atlas 200T A2 Box16",
+    ],
+    "atlas-a2-inference": [
+        "Atlas A2 inference products",
+        "Atlas A2 推理系列产品",
+        "Atlas 800I A2",
+        "atlas-800i-a2",
+        "800I A2",
+        "A200I A2 Box",
+    ],
+    "atlas-200i-500-a2-inference": [
+        "Atlas 200I/500 A2 inference products",
+        "Atlas 200I/500 A2 推理产品",
+        "Atlas 200I A2",
+        "Atlas 200I DK A2",
+        "Atlas 500 A2",
+        "Ascend310B",
+        "310B",
+        "Ascend310B1",
+        "Ascend310B2",
+        "Ascend310B3",
+        "Ascend310B4",
+    ],
+}
+
+NO_GAIN = {
+    "atlas-200-300-500-inference": [
+        "Atlas 200/300/500 inference products",
+        "Atlas 200/300/500 推理产品",
+        "Atlas 200",
+        "Atlas 200 DK",
+        "Atlas 300",
+        "Atlas 300I",
+        "Atlas 500",
+        "Atlas 500 Pro",
+        "Ascend310",
+        "310",
+    ],
+    "atlas-inference": [
+        "Atlas inference products",
+        "Atlas inference series",
+        "Atlas 推理系列产品",
+        "Atlas 300I Pro",
+        "Atlas 300I Duo",
+        "Atlas 300V",
+        "Ascend310P",
+        "Ascend 310P",
+        "ascend_310p",
+        "310P",
+        "Ascend310P1",
+        "Ascend310P3",
+        "昇腾310P",
+    ],
+    "atlas-training": [
+        "Atlas training products",
+        "Atlas training series",
+        "Atlas 训练系列产品",
+        "Atlas 800",
+        "Atlas 300T",
+        "Atlas 900",
+        "Ascend910",
+        "Ascend 910",
+        "910",
+        "Ascend910A",
+        "Ascend910ProA",
+        "Ascend910ProB",
+        "Ascend910PremiumA",
+    ],
+    "ascend-950": [
+        "Ascend 950PR/Ascend 950DT",
+        "Ascend 950PR / 950DT",
+        "Ascend950PR",
+        "Ascend950DT",
+        "950PR",
+    ],
+    "atlas-350": ["Atlas 350", "Atlas 350 accelerator card", "Atlas 350 加速卡"],
+}
+
+# Training and inference products share chips: the verdict is what counts.
+SHARED_CHIPS = [
+    "Ascend910B", "Ascend 910B", "910B", "Ascend910B1", "Ascend910B2", "Ascend910B2C", "Ascend910B3",
+    "Ascend910B4", "Ascend910B4-1", "昇腾910B", "Atlas A2",
+    "Ascend910_93", "Ascend91093", "910_93", "Ascend910_9391", "Ascend910C", "910C", "Atlas A3",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "gains"),
+    [
+        (asked, name, gains)
+        for table, gains in ((GAIN, True), (NO_GAIN, False))
+        for name, names in table.items()
+        for asked in (name, *names)
+    ],
+)
+def test_every_product_of_the_table_has_its_verdict(asked: str, name: str, gains: bool) -> None:
+    profile = resolve_target(asked, PROFILES)
+    assert (profile.name, profile.gains, profile.gains_from("2:4")) == (name, gains, gains)
+
+
+@pytest.mark.parametrize("asked", SHARED_CHIPS)
+def test_every_chip_shared_by_training_and_inference_products_gains(asked: str) -> None:
+    assert resolve_target(asked, PROFILES).gains
+
+
+def test_the_table_and_the_plugin_have_the_same_rows() -> None:
+    assert [profile.name for profile in PROFILES] == [*GAIN, *NO_GAIN]
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda profile: profile.name)
+def test_no_name_is_ambiguous(profile: TargetProfile) -> None:
+    for name in profile.names:
+        for spelling in (name, name.lower().replace(" ", "")):
+            assert resolve_target(spelling, PROFILES).gains is profile.gains
+
+
+@pytest.mark.parametrize("asked", ["Ascend", "Atlas", "Ascend910B9", "Ascend310X", "Atlas 1000"])
+def test_a_name_that_nobody_has_is_not_guessed(asked: str) -> None:
+    with pytest.raises(TargetError, match="unknown target"):
+        resolve_target(asked, PROFILES)
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda profile: profile.name)
+def test_every_profile_gives_its_sources_and_calls_general_knowledge_so(profile: TargetProfile) -> None:
+    assert profile.vendor == "Huawei"
+    assert any("AMCT documents up to CANN 9.1" in source for source in profile.sources)
+    if profile.chips:
+        assert any("general knowledge" in source for source in profile.sources)
+
+
+@pytest.mark.parametrize("name", GAIN)
+def test_a_target_that_gains_says_that_the_gain_is_for_int8(name: str) -> None:
+    profile = resolve_target(name, PROFILES)
+    assert "int8" in profile.reason and "not tried on hardware" in profile.reason
+    assert any("ATC" in source and "--sparsity" in source for source in profile.sources)
+
+
+def test_the_message_for_an_unsupported_chip_lists_the_products_that_gain() -> None:
+    chosen = choose_target(None, None, {"SPARSEKIT_TARGET": "Ascend310P3"}, PROFILES)
+    assert chosen is not None
+    message = unsupported_message(chosen, PROFILES, ["2:4"])
+    assert message.startswith("'Ascend310P3' (Atlas inference products) gains nothing from 2:4 sparsity")
+    for title in ("A3 training", "A3 inference", "A2 training", "A2 inference", "200I/500 A2 inference"):
+        assert f"Atlas {title} products" in message
+    assert "Atlas training products" not in message
