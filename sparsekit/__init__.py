@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sparsekit import _gradient
+from sparsekit._on_tensorflow import register_gradient
 from sparsekit.errors import (
     ConfigError,
     GraphError,
@@ -83,7 +83,7 @@ _HOMES = {
     "verification": ("LayerVerification", "Verification"),
 }
 
-_gradient.register_with_tensorflow()
+register_gradient()
 
 
 def __getattr__(name: str) -> Any:

@@ -13,20 +13,16 @@ from typing import Any
 import attrs
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
-from tensorflow.python.framework import ops
 from tensorflow.python.ops import gen_control_flow_ops, ref_variable, resource_variable_ops
 
 from sparsekit.criterion import Criterion
+from sparsekit.gradient import BATCH, DUE, GRADIENT, MASK, NEXT
 from sparsekit.graph.edit import pristine_scope
 from sparsekit.graph.trace import MASK_ATTRIBUTE
 from sparsekit.pattern import Pattern, keep_planes, ordering_key
 
 SCOPE = "sparsekit"
 """Everything inserted for a layer is named ``<layer>/sparsekit/...``."""
-
-MASK = "mask"
-BATCH = "batch"
-_GRADIENT = "SparsekitMask"
 
 
 @attrs.frozen
@@ -85,9 +81,9 @@ class LayerMask:
             self.batch = _variable(by_reference, BATCH, [], tf.int64, 0)
             count = self.batch.value()
             # Computed here, once, so that every gradient of this batch stores the same number.
-            tf.add(count, 1, name="next")
+            tf.add(count, 1, name=NEXT)
             period = description.update_freq
-            due = tf.equal(count % period if period else count, 0, name="due")
+            due = tf.equal(count % period if period else count, 0, name=DUE)
             # Switch and Merge instead of tf.cond: the same graph under either control flow, without functions, and
             # choosing costs nothing where it is not due.
             stored, _ = gen_control_flow_ops.switch(self.mask.value(), due)
@@ -106,7 +102,7 @@ class LayerMask:
         if weight.name not in self._masked:
             with (
                 pristine_scope(self._graph, self._scope, self._owner),
-                self._graph.gradient_override_map({"Mul": _GRADIENT}),
+                self._graph.gradient_override_map({"Mul": GRADIENT}),
             ):
                 masked = tf.multiply(weight, self._used, name="masked")
             text = self._description.to_text().encode()
@@ -132,34 +128,6 @@ def keep_tensor(score: tf.Tensor, axis: int, pattern: Pattern) -> tf.Tensor:
     if rest is not None:
         kept.append(tf.stack(keep_planes(tf.unstack(rest, axis=axis), pattern.n), axis=axis))
     return kept[0] if len(kept) == 1 else tf.concat(kept, axis)
-
-
-@ops.RegisterGradient(_GRADIENT)
-def _masked_gradient(masked: tf.Operation, gradient: tf.Tensor) -> tuple[tf.Tensor, None]:
-    """dy * mask for the weight, after the mask used and the batch count were stored.
-
-    Everything is found by name beside the op, so that this works in a graph that was exported and imported.
-    """
-    graph, scope = masked.graph, masked.name.rpartition("/")[0]
-
-    def tensor(name: str) -> tf.Tensor:
-        return graph.get_tensor_by_name(f"{scope}/{name}:0")
-
-    used, due, following = masked.inputs[1], tensor("due"), tensor("next")
-    counted = _assign(tensor(BATCH), following)
-    not_due, _ = gen_control_flow_ops.switch(due, due)
-    _, used_when_due = gen_control_flow_ops.switch(used, due)
-    with tf.control_dependencies([_assign(tensor(MASK), used_when_due)]):
-        was_due = tf.identity(gen_control_flow_ops.switch(due, due)[1])
-    stored, _ = gen_control_flow_ops.merge([not_due, was_due])
-    with tf.control_dependencies([counted, stored]):
-        return gradient * used, None
-
-
-def _assign(variable: tf.Tensor, value: tf.Tensor) -> tf.Operation:
-    if variable.dtype.base_dtype == tf.resource:
-        return tf.raw_ops.AssignVariableOp(resource=variable, value=value)
-    return tf.raw_ops.Assign(ref=variable, value=value).op
 
 
 def _variable(by_reference: bool, name: str, shape: list[int], dtype: tf.DType, fill: int) -> Any:

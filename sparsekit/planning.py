@@ -176,7 +176,11 @@ def make_plan(
     """
     forward = forward_nodes(view, outputs)
     candidates = [
-        node for top in view.nodes() if top in forward for node in (top, *_inner(top)) if registry.handler(node.op)
+        node
+        for top in view.nodes()
+        if top in forward
+        for node in (top, *_inner(top))
+        if registry.handler(node.op)
     ]
     _check_names(view, config, candidates, registry)
     tracer = Tracer()
@@ -188,7 +192,9 @@ def make_plan(
     return Planning(
         plan=Plan(tuple(decision for decision, _ in decided), target),
         layers=tuple(
-            PlannedLayer(decision, tuple(use.site for use in uses if use.site), tuple(use.handler for use in uses))
+            PlannedLayer(
+                decision, tuple(use.site for use in uses if use.site), tuple(use.handler for use in uses)
+            )
             for decision, uses in decided
             if decision.pruned
         ),
@@ -198,7 +204,9 @@ def make_plan(
 
 def _inner(node: Node) -> list[Node]:
     """The nodes of every function body that ``node`` calls, at any depth."""
-    return [deep for body in node.view.bodies(node) for inner in body.nodes() for deep in (inner, *_inner(inner))]
+    return [
+        deep for body in node.view.bodies(node) for inner in body.nodes() for deep in (inner, *_inner(inner))
+    ]
 
 
 def _check_names(view: GraphView, config: PruneConfig, candidates: list[Node], registry: Registry) -> None:
@@ -217,8 +225,11 @@ def _check_names(view: GraphView, config: PruneConfig, candidates: list[Node], r
         raise ConfigError(
             f"'{glob}' matches no {'operation' if kind == 'layer' else 'op type'} of the graph",
             where=f"{config.source}: {key}",
-            expected="names of operations in the graph" if kind == "layer" else "op types such as those with a handler",
-            hint=near or ("Layers of this graph: " + ", ".join(layers[:8]) if kind == "layer" and layers else ""),
+            expected="names of operations in the graph"
+            if kind == "layer"
+            else "op types such as those with a handler",
+            hint=near
+            or ("Layers of this graph: " + ", ".join(layers[:8]) if kind == "layer" and layers else ""),
         )
 
 
@@ -234,7 +245,10 @@ def _examine(node: Node, config: PruneConfig, registry: Registry, tracer: Tracer
         site = WeightSite(node, handler.weight_input, source)
         reason, message = _obstacle(site, handler, settings)
     if skipped_by:
-        reason, message = skipped_by.key.replace("_", "-"), f"{node.path}: the config leaves it out ({skipped_by})."
+        reason, message = (
+            skipped_by.key.replace("_", "-"),
+            f"{node.path}: the config leaves it out ({skipped_by}).",
+        )
     elif not settings.prune:
         reason, message = "not-configured", f"{node.path}: the config does not ask for this layer."
     return _Use(node, handler, settings, site, reason, message)
@@ -329,7 +343,9 @@ def _other_reader(uses: list[_Use], forward: set[Node], tracer: Tracer) -> tuple
     Scalars made of weights alone (a regularizer's loss) and what has no result (a saver) do not count.
     """
     sources = [use.site.source for use in uses if use.site]
-    settled = {use.node for use in uses} | {node for source in sources for node in source.path if node.calls()}
+    settled = {use.node for use in uses} | {
+        node for source in sources for node in source.path if node.calls()
+    }
     weights_only = [leaf for source in sources for leaf in source.leaves]
     while weights_only:
         node = weights_only.pop()

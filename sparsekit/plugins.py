@@ -169,7 +169,9 @@ def build_registry(plugins: Iterable[Plugin]) -> Registry:
             "op type", offers("sparsekit_op_handlers", OpHandler), lambda handler: tuple(handler.op_types)
         ),
         targets=_index("target", offers("sparsekit_targets", TargetProfile), lambda profile: (profile.name,)),
-        criteria=_index("criterion", offers("sparsekit_criteria", Criterion), lambda criterion: (criterion.name,)),
+        criteria=_index(
+            "criterion", offers("sparsekit_criteria", Criterion), lambda criterion: (criterion.name,)
+        ),
     )
 
 

@@ -10,10 +10,11 @@ import numpy as np
 from tensorflow.core.framework import graph_pb2, tensor_pb2
 
 from sparsekit.errors import ModelError, RecordError, near_matches
+from sparsekit.gradient import BATCH, MASK
 from sparsekit.graph.node import Node, ProtoGraph
 from sparsekit.graph.trace import MASK_ATTRIBUTE, Read, Tracer, Untraceable, hands_on
 from sparsekit.handler import OpHandler
-from sparsekit.masking import BATCH, MASK, SCOPE, MaskDescription
+from sparsekit.masking import SCOPE, MaskDescription
 from sparsekit.pattern import check, keep_mask
 from sparsekit.plugins import Registry
 from sparsekit.record import Record
@@ -98,7 +99,9 @@ def _masked_layers(view: ProtoGraph) -> list[_MaskedLayer]:
         try:
             description = MaskDescription.from_text(str(nodes[0].attr(MASK_ATTRIBUTE)))
         except (ValueError, TypeError, KeyError) as error:
-            raise ModelError(f"its mask is described in an unknown way ({error})", where=nodes[0].name) from error
+            raise ModelError(
+                f"its mask is described in an unknown way ({error})", where=nodes[0].name
+            ) from error
         layers.append(_MaskedLayer(name, description, tuple(nodes)))
     return layers
 
@@ -146,7 +149,12 @@ def _inserted(view: ProtoGraph, layers: list[_MaskedLayer]) -> set[str]:
 
 
 def _fold(
-    layer: _MaskedLayer, view: ProtoGraph, removed: set[str], tracer: Tracer, registry: Registry, edits: _Edits
+    layer: _MaskedLayer,
+    view: ProtoGraph,
+    removed: set[str],
+    tracer: Tracer,
+    registry: Registry,
+    edits: _Edits,
 ) -> bool:
     """Fold one mask into its weight; returns whether it was due to be chosen again."""
     reads = [_read(multiply, tracer) for multiply in layer.multiplies]
@@ -193,7 +201,9 @@ def _read(multiply: Node, tracer: Tracer) -> Read:
     return read
 
 
-def _mask(layer: _MaskedLayer, view: ProtoGraph, weight: np.ndarray, registry: Registry) -> tuple[np.ndarray, bool]:
+def _mask(
+    layer: _MaskedLayer, view: ProtoGraph, weight: np.ndarray, registry: Registry
+) -> tuple[np.ndarray, bool]:
     """The mask to fold, and whether it was due to be chosen again.
 
     It is the stored one. Only where no batch was ever trained is there none: then it is what the masked graph

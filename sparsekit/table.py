@@ -6,17 +6,23 @@ import io
 from collections.abc import Sequence
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay rows out under a header, as wide as they need to be; ends with a newline."""
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
+    """Lay rows out under a header; ends with a newline.
+
+    Args:
+        header: one name a column.
+        rows: as many cells each.
+        width: fold long cells to fit so many columns; None: as wide as it needs to be.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in header:
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, no_wrap=width is None, overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     stream = io.StringIO()
-    Console(file=stream, width=100_000, color_system=None, markup=False, emoji=False).print(table)
-    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+    Console(file=stream, width=width or 100_000, color_system=None, markup=False, emoji=False).print(table)
+    return "\n".join(line.rstrip() for line in stream.getvalue().strip("\n").splitlines()) + "\n"

@@ -388,6 +388,9 @@ def test_damaged_toml_raises_nothing_else(tmp_path_factory, data):
 
 
 def test_importing_the_config_imports_neither_tensorflow_nor_protobuf():
-    program = "import sys, sparsekit.config; print([m for m in ('tensorflow', 'google.protobuf') if m in sys.modules])"
+    program = (
+        "import sys, sparsekit.config\n"
+        "print([name for name in ('tensorflow', 'google.protobuf') if name in sys.modules])"
+    )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

@@ -85,7 +85,7 @@ def test_the_documented_example_is_read(tmp_path):
         "prune_config: { n_out_of_m_pruner: { l1_selective_prune: { update_freq: 5 } } }",
         "prune_config < n_out_of_m_pruner < l1_selective_prune < update_freq: 5 > > >",
         "prune_config { n_out_of_m_pruner { l1_selective_prune { n_out_of_m_type: 0 update_freq: 0x5 } } }",
-        "prune_config { # a comment { with a brace\n n_out_of_m_pruner { l1_selective_prune { update_freq: 5, } } };",
+        "prune_config { # a comment {\n n_out_of_m_pruner { l1_selective_prune { update_freq: 5, } } };",
         GLOBAL.replace(" ", "\r\n"),
         "\ufeff" + GLOBAL,
     ],
@@ -131,7 +131,8 @@ def test_a_config_that_prunes_nothing_says_so(read, caplog):
 
 def test_skip_lists_are_united(read):
     config = read(
-        'regular_prune_skip_types: "A"\nskip_layers: ["a", "b"]\nskip_layer_types: "B" skip_layer_types: "A"\n'
+        'regular_prune_skip_types: "A"\nskip_layers: ["a", "b"]\n'
+        'skip_layer_types: "B" skip_layer_types: "A"\n'
         'regular_prune_skip_layers: "b"\nregular_prune_skip_layers: "c"\n' + GLOBAL
     )
     assert config.skip_layers == ("a", "b", "c")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from sparsekit.graph.node import Node
+from typing import TYPE_CHECKING
+
 from sparsekit.handler import OpHandler
+
+if TYPE_CHECKING:
+    from sparsekit.graph.node import Node
 
 
 class Conv2DBackpropInput(OpHandler):

@@ -24,10 +24,14 @@ def output_names(outputs: Any) -> tuple[str, ...] | None:
     """
     if outputs is None:
         return None
-    several = isinstance(outputs, Iterable) and not isinstance(outputs, (str, bytes)) and not hasattr(outputs, "op")
+    several = (
+        isinstance(outputs, Iterable) and not isinstance(outputs, (str, bytes)) and not hasattr(outputs, "op")
+    )
     names = [_output_name(output) for output in (outputs if several else [outputs])]
     if not names:
-        raise GraphError("is empty", where="outputs", expected="names of the operations whose results are used")
+        raise GraphError(
+            "is empty", where="outputs", expected="names of the operations whose results are used"
+        )
     return tuple(names)
 
 
@@ -37,7 +41,9 @@ def _output_name(output: Any) -> str:
     name = output if isinstance(output, str) else getattr(getattr(output, "op", output), "name", None)
     if not isinstance(name, str) or not name:
         raise GraphError(
-            f"holds {output!r}", where="outputs", expected="operation names such as 'logits', tensors or operations"
+            f"holds {output!r}",
+            where="outputs",
+            expected="operation names such as 'logits', tensors or operations",
         )
     return re.sub(r":\d+$", "", name.removeprefix("^"))
 

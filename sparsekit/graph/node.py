@@ -135,7 +135,11 @@ class GraphView(abc.ABC):
 
     def bodies(self, call: Node) -> list[FunctionView]:
         """The function bodies that a node of this view calls, seen from this very call."""
-        return [FunctionView(self.library[name], call, role) for role, name in call.calls() if name in self.library]
+        return [
+            FunctionView(self.library[name], call, role)
+            for role, name in call.calls()
+            if name in self.library
+        ]
 
 
 class LiveNode(Node):

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from types import ModuleType
 
 
-def register_with_tensorflow() -> None:
+def register_gradient() -> None:
     """Register the gradient now if TensorFlow is loaded, else right after it will be."""
     if hasattr(sys.modules.get("tensorflow"), "RegisterGradient"):
-        importlib.import_module("sparsekit.masking")
+        importlib.import_module("sparsekit.gradient")
     elif not any(isinstance(finder, _AfterTensorFlow) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterTensorFlow())
 
@@ -43,6 +43,6 @@ def _register_after(loader: importlib.abc.Loader) -> None:
 
     def exec_module(module: ModuleType) -> None:
         execute(module)
-        importlib.import_module("sparsekit.masking")
+        importlib.import_module("sparsekit.gradient")
 
     loader.exec_module = exec_module  # type: ignore[method-assign]

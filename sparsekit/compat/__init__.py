@@ -1,0 +1,1 @@
+"""Other tools' names over sparsekit's API."""

@@ -1,0 +1,1 @@
+"""AMCT's package layout: scripts import ``amct_tensorflow.utils.log``."""
