@@ -145,9 +145,7 @@ def _message_class(name: str) -> Any:
     descriptor = _pool().FindMessageTypeByName(name)
     if hasattr(message_factory, "GetMessageClass"):
         return message_factory.GetMessageClass(descriptor)
-    return message_factory.MessageFactory(_pool()).GetPrototype(
-        descriptor
-    )  # protobuf 3.20, which TF 2.16 allows
+    return message_factory.MessageFactory(_pool()).GetPrototype(descriptor)  # protobuf 3.20, which TF 2.16 allows
 
 
 def new_message(name: str) -> Any:
@@ -235,9 +233,7 @@ def outline(text: str) -> Field:
     return root
 
 
-def parse(
-    text: str, name: str, source: str, error: type[SparsekitError], hint: str = ""
-) -> tuple[Any, Field]:
+def parse(text: str, name: str, source: str, error: type[SparsekitError], hint: str = "") -> tuple[Any, Field]:
     """A protobuf text as a message, and its outline; the two have the same shape.
 
     Required fields may be missing, and quantization records may hold unknown fields.

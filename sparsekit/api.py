@@ -117,9 +117,7 @@ def strip(masked: Any, *, record: Path | None = None, outputs: Any = None) -> An
     return strip_masks(graph_def, default_registry(), _record(record))
 
 
-def verify(
-    model: Any, *, record: Path | None = None, cfg: Config = None, outputs: Any = None
-) -> Verification:
+def verify(model: Any, *, record: Path | None = None, cfg: Config = None, outputs: Any = None) -> Verification:
     """Check that the weights of a frozen graph follow their pattern, along the right axis.
 
     Args:

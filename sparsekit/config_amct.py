@@ -71,9 +71,7 @@ def read_amct_config(path: str | os.PathLike[str]) -> PruneConfig:
         source=source,
     )
     if not config.prune and not config.override:
-        _log.warning(
-            "%s: no prune_config, neither global nor in an override: no layer will be pruned", source
-        )
+        _log.warning("%s: no prune_config, neither global nor in an override: no layer will be pruned", source)
     return config
 
 
@@ -106,9 +104,7 @@ def _overrides(message: Any, root: Field, source: str) -> Iterator[Override]:
         for entry, field in zip(getattr(message, block), root.named(block), strict=True):
             where = f"{source}:{field.line}"
             if not entry.HasField(name_field):
-                raise ConfigError(
-                    f"{block} without {name_field}", where=where, expected=f'{name_field}: "..."'
-                )
+                raise ConfigError(f"{block} without {name_field}", where=where, expected=f'{name_field}: "..."')
             name = _literal(getattr(entry, name_field), f"{source}:{field.named(name_field)[0].line}")
             if not entry.HasField("prune_config"):
                 expected = f"prune_config {{ {_PRUNER} }}"

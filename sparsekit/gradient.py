@@ -16,7 +16,7 @@ MASK, BATCH, DUE, NEXT = "mask", "batch", "due", "next"
 """Names beside the multiply: the mask, the count of trained batches, whether a mask is due, the count after it."""
 
 
-@tf.RegisterGradient(GRADIENT)
+@tf.RegisterGradient(GRADIENT)  # type: ignore[untyped-decorator]
 def _masked_gradient(masked: tf.Operation, gradient: tf.Tensor) -> tuple[tf.Tensor, None]:
     """dy * mask for the weight, after the mask used and the batch count were stored.
 

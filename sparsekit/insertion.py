@@ -10,9 +10,7 @@ from sparsekit.planning import PlannedLayer
 from sparsekit.plugins import Registry
 
 
-def insert_masks(
-    graph: tf.Graph, layers: tuple[PlannedLayer, ...], registry: Registry
-) -> tuple[tf.Variable, ...]:
+def insert_masks(graph: tf.Graph, layers: tuple[PlannedLayer, ...], registry: Registry) -> tuple[tf.Variable, ...]:
     """Give every planned layer a mask, and let its ops read the masked weight.
 
     Returns:

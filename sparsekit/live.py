@@ -79,9 +79,7 @@ def prune_live(
         SaveError: the record cannot be written; the graph is as it was.
     """
     _check(graph, planning, registry)
-    layers = tuple(
-        LayerRecord(d.name, d.shape or (), d.pattern) for d in planning.plan.pruned if d.pattern is not None
-    )
+    layers = tuple(LayerRecord(d.name, d.shape or (), d.pattern) for d in planning.plan.pruned if d.pattern is not None)
     text = Record(layers).to_text().encode()
     with contextlib.nullcontext() if record is None else staged(record, text):
         variables = insert_masks(graph, planning.layers, registry)
@@ -134,8 +132,7 @@ def _check(graph: tf.Graph, planning: Planning, registry: Registry) -> None:
             raise ConfigError(
                 f"criterion '{decision.criterion}' cannot choose masks inside a training graph",
                 where=decision.name,
-                expected="one of "
-                + ", ".join(name for name, entry in registry.criteria.items() if entry.value.live),
+                expected="one of " + ", ".join(name for name, entry in registry.criteria.items() if entry.value.live),
             )
 
 

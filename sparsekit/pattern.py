@@ -127,9 +127,7 @@ def keep_planes(planes: Sequence[Any], n: int) -> list[Any]:
     return _keep_by_rank(planes, n)
 
 
-def keep_mask(
-    score: npt.ArrayLike, axis: int, pattern: Pattern = PATTERN_2_4, out: Array | None = None
-) -> Array:
+def keep_mask(score: npt.ArrayLike, axis: int, pattern: Pattern = PATTERN_2_4, out: Array | None = None) -> Array:
     """Mark the n largest ``|score|`` of every m consecutive along ``axis``. Lowest index wins ties.
 
     Args:
@@ -218,9 +216,7 @@ def _keep_2_of_4(a0: Any, a1: Any, a2: Any, a3: Any) -> list[Any]:
 def _keep_by_rank(planes: Sequence[Any], n: int) -> list[Any]:
     """Rank = how many others come first; i comes before j > i if key_i >= key_j, so ties favour i."""
     m = len(planes)
-    ranks: list[Any] = [
-        _count(plane < plane) for plane in planes
-    ]  # zeros; m <= 256, so uint8 holds every rank
+    ranks: list[Any] = [_count(plane < plane) for plane in planes]  # zeros; m <= 256, so uint8 holds every rank
     for j in range(m):
         for i in range(j):
             first = planes[i] >= planes[j]
@@ -277,9 +273,7 @@ def _key_bits(score: Array) -> tuple[Array, np.signedinteger[Any] | None]:
 
 
 def _no_order(name: str) -> SparsekitError:
-    return SparsekitError(
-        f"dtype {name}", where="score", expected="float16, bfloat16, float32, float64 or integer"
-    )
+    return SparsekitError(f"dtype {name}", where="score", expected="float16, bfloat16, float32, float64 or integer")
 
 
 def _is_ml_float(dtype: np.dtype[Any]) -> bool:
@@ -292,9 +286,7 @@ def _is_ml_float(dtype: np.dtype[Any]) -> bool:
 
 def _normal_axis(axis: int, ndim: int) -> int:
     if not -ndim <= axis < ndim:
-        expected = (
-            f"{-ndim} to {ndim - 1} for an array of rank {ndim}" if ndim else "an array of rank 1 or more"
-        )
+        expected = f"{-ndim} to {ndim - 1} for an array of rank {ndim}" if ndim else "an array of rank 1 or more"
         raise SparsekitError(f"axis {axis}", where="axis", expected=expected)
     return axis % ndim
 
@@ -309,9 +301,7 @@ def _check_out(out: Array, score: Array) -> None:
         raise SparsekitError("memory shared with the score", where="out", expected="memory of its own")
 
 
-def _fill_mask(
-    bits: Array, mask: np.signedinteger[Any] | None, axis: int, pattern: Pattern, out: Array
-) -> None:
+def _fill_mask(bits: Array, mask: np.signedinteger[Any] | None, axis: int, pattern: Pattern, out: Array) -> None:
     scratch = np.empty(min(bits.size, _BLOCK_BYTES // bits.itemsize), bits.dtype.newbyteorder("="))
     sources, targets = _group_planes(bits, axis, pattern.m), _group_planes(out, axis, pattern.m)
     for source, target in zip(sources, targets, strict=True):

@@ -176,11 +176,7 @@ def make_plan(
     """
     forward = forward_nodes(view, outputs)
     candidates = [
-        node
-        for top in view.nodes()
-        if top in forward
-        for node in (top, *_inner(top))
-        if registry.handler(node.op)
+        node for top in view.nodes() if top in forward for node in (top, *_inner(top)) if registry.handler(node.op)
     ]
     _check_names(view, config, candidates, registry)
     tracer = Tracer()
@@ -192,9 +188,7 @@ def make_plan(
     return Planning(
         plan=Plan(tuple(decision for decision, _ in decided), target),
         layers=tuple(
-            PlannedLayer(
-                decision, tuple(use.site for use in uses if use.site), tuple(use.handler for use in uses)
-            )
+            PlannedLayer(decision, tuple(use.site for use in uses if use.site), tuple(use.handler for use in uses))
             for decision, uses in decided
             if decision.pruned
         ),
@@ -204,9 +198,7 @@ def make_plan(
 
 def _inner(node: Node) -> list[Node]:
     """The nodes of every function body that ``node`` calls, at any depth."""
-    return [
-        deep for body in node.view.bodies(node) for inner in body.nodes() for deep in (inner, *_inner(inner))
-    ]
+    return [deep for body in node.view.bodies(node) for inner in body.nodes() for deep in (inner, *_inner(inner))]
 
 
 def _check_names(view: GraphView, config: PruneConfig, candidates: list[Node], registry: Registry) -> None:
@@ -225,11 +217,8 @@ def _check_names(view: GraphView, config: PruneConfig, candidates: list[Node], r
         raise ConfigError(
             f"'{glob}' matches no {'operation' if kind == 'layer' else 'op type'} of the graph",
             where=f"{config.source}: {key}",
-            expected="names of operations in the graph"
-            if kind == "layer"
-            else "op types such as those with a handler",
-            hint=near
-            or ("Layers of this graph: " + ", ".join(layers[:8]) if kind == "layer" and layers else ""),
+            expected="names of operations in the graph" if kind == "layer" else "op types such as those with a handler",
+            hint=near or ("Layers of this graph: " + ", ".join(layers[:8]) if kind == "layer" and layers else ""),
         )
 
 
@@ -343,9 +332,7 @@ def _other_reader(uses: list[_Use], forward: set[Node], tracer: Tracer) -> tuple
     Scalars made of weights alone (a regularizer's loss) and what has no result (a saver) do not count.
     """
     sources = [use.site.source for use in uses if use.site]
-    settled = {use.node for use in uses} | {
-        node for source in sources for node in source.path if node.calls()
-    }
+    settled = {use.node for use in uses} | {node for source in sources for node in source.path if node.calls()}
     weights_only = [leaf for source in sources for leaf in source.leaves]
     while weights_only:
         node = weights_only.pop()

@@ -165,13 +165,9 @@ def build_registry(plugins: Iterable[Plugin]) -> Registry:
 
     return Registry(
         plugins=plugins,
-        handlers=_index(
-            "op type", offers("sparsekit_op_handlers", OpHandler), lambda handler: tuple(handler.op_types)
-        ),
+        handlers=_index("op type", offers("sparsekit_op_handlers", OpHandler), lambda handler: tuple(handler.op_types)),
         targets=_index("target", offers("sparsekit_targets", TargetProfile), lambda profile: (profile.name,)),
-        criteria=_index(
-            "criterion", offers("sparsekit_criteria", Criterion), lambda criterion: (criterion.name,)
-        ),
+        criteria=_index("criterion", offers("sparsekit_criteria", Criterion), lambda criterion: (criterion.name,)),
     )
 
 

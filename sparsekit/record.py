@@ -118,9 +118,7 @@ def read_record(path: str | os.PathLike[str]) -> Record:
     text = read_text(Path(source), RecordError)
     message, root = parse(text, "ScaleOffsetRecord", source, RecordError)
     if not root.fields and _NOTHING_PRUNED not in text.splitlines():
-        raise RecordError(
-            "the record is empty", where=f"{source}:1", hint="Write it again: it may have been cut off."
-        )
+        raise RecordError("the record is empty", where=f"{source}:1", hint="Write it again: it may have been cut off.")
     layers: dict[str, LayerRecord] = {}
     for entry, field in zip(message.prune_record, root.named("prune_record"), strict=True):
         layer = _read_layer(entry, field, source)

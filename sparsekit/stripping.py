@@ -99,9 +99,7 @@ def _masked_layers(view: ProtoGraph) -> list[_MaskedLayer]:
         try:
             description = MaskDescription.from_text(str(nodes[0].attr(MASK_ATTRIBUTE)))
         except (ValueError, TypeError, KeyError) as error:
-            raise ModelError(
-                f"its mask is described in an unknown way ({error})", where=nodes[0].name
-            ) from error
+            raise ModelError(f"its mask is described in an unknown way ({error})", where=nodes[0].name) from error
         layers.append(_MaskedLayer(name, description, tuple(nodes)))
     return layers
 
@@ -201,9 +199,7 @@ def _read(multiply: Node, tracer: Tracer) -> Read:
     return read
 
 
-def _mask(
-    layer: _MaskedLayer, view: ProtoGraph, weight: np.ndarray, registry: Registry
-) -> tuple[np.ndarray, bool]:
+def _mask(layer: _MaskedLayer, view: ProtoGraph, weight: np.ndarray, registry: Registry) -> tuple[np.ndarray, bool]:
     """The mask to fold, and whether it was due to be chosen again.
 
     It is the stored one. Only where no batch was ever trained is there none: then it is what the masked graph

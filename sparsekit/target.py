@@ -205,14 +205,10 @@ def warn_or_refuse(
     if strict:
         hint = "Nothing was changed; without strict_target=True it is pruned all the same."
         raise UnsupportedTargetError(message, where=chosen.origin, hint=hint)
-    warnings.warn(
-        f"{chosen.origin}: {message} Pruning goes on.", UnsupportedTargetWarning, stacklevel=stacklevel + 1
-    )
+    warnings.warn(f"{chosen.origin}: {message} Pruning goes on.", UnsupportedTargetWarning, stacklevel=stacklevel + 1)
 
 
-def unsupported_message(
-    chosen: ChosenTarget, profiles: Sequence[TargetProfile], patterns: Sequence[str]
-) -> str:
+def unsupported_message(chosen: ChosenTarget, profiles: Sequence[TargetProfile], patterns: Sequence[str]) -> str:
     """Which product gains nothing from the patterns, why, and which of the vendor's products do.
 
     Args:
@@ -223,9 +219,7 @@ def unsupported_message(
     profile = chosen.profile
     but = f" (it does from {', '.join(profile.patterns)})" if profile.gains else ""
     gaining = [
-        other.title
-        for other in profiles
-        if other.vendor == profile.vendor and all(map(other.gains_from, patterns))
+        other.title for other in profiles if other.vendor == profile.vendor and all(map(other.gains_from, patterns))
     ]
     instead = (
         f"Products of {profile.vendor} that gain: {', '.join(gaining)}."

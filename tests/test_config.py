@@ -137,9 +137,7 @@ def test_a_single_override_table_is_told_from_a_list_of_them():
 )
 def test_a_bad_override_is_named_by_its_index(override, message):
     good = {"layers": ["a"], "prune": False}
-    assert refusal(load_config, {"override": [good, good, override]}).startswith(
-        f"config: override[2]: {message}"
-    )
+    assert refusal(load_config, {"override": [good, good, override]}).startswith(f"config: override[2]: {message}")
 
 
 def test_a_bad_value_in_an_override_is_named_by_index_and_key():
@@ -177,17 +175,13 @@ def test_layer_beats_type_beats_global_key_by_key():
 
 
 def test_the_later_override_wins_at_the_same_level():
-    config = PruneConfig(
-        override=[{"layers": ["conv*"], "update_freq": 1}, {"layers": ["*1"], "update_freq": 2}]
-    )
+    config = PruneConfig(override=[{"layers": ["conv*"], "update_freq": 1}, {"layers": ["*1"], "update_freq": 2}])
     assert config.settings_for("conv1", "Conv2D")[0].update_freq == 2
 
 
 def test_an_override_of_layers_and_types_counts_at_each_level():
     both = {"layers": ["fc"], "types": ["Conv2D"], "update_freq": 5}
-    config = PruneConfig(
-        override=[both, {"types": ["*"], "update_freq": 6}, {"layers": ["conv1"], "update_freq": 7}]
-    )
+    config = PruneConfig(override=[both, {"types": ["*"], "update_freq": 6}, {"layers": ["conv1"], "update_freq": 7}])
     assert config.settings_for("fc", "MatMul")[0].update_freq == 5
     assert config.settings_for("conv1", "Conv2D")[0].update_freq == 7
     assert config.settings_for("conv2", "Conv2D")[0].update_freq == 6
@@ -241,11 +235,7 @@ layer_values = {
 override_tables = st.fixed_dictionaries(
     {"layers": globs, "types": globs},
     optional={key: st.none() | values for key, values in layer_values.items()},
-).filter(
-    lambda table: (
-        (table["layers"] or table["types"]) and any(table.get(key) is not None for key in layer_values)
-    )
-)
+).filter(lambda table: (table["layers"] or table["types"]) and any(table.get(key) is not None for key in layer_values))
 config_tables = st.fixed_dictionaries(
     {},
     optional={

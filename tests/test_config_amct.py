@@ -100,9 +100,7 @@ def test_what_a_pruner_leaves_out_is_amcts_default(read, pruner):
 
 
 def test_an_override_replaces_the_global_block_whole(read):
-    config = read(
-        GLOBAL + 'override_layer_types { layer_type: "MatMul" prune_config { n_out_of_m_pruner { } } }'
-    )
+    config = read(GLOBAL + 'override_layer_types { layer_type: "MatMul" prune_config { n_out_of_m_pruner { } } }')
     assert config.settings_for("fc", "MatMul")[0].update_freq == 0
     assert config.settings_for("conv1", "Conv2D")[0].update_freq == 5
 
@@ -141,9 +139,7 @@ def test_skip_lists_are_united(read):
 
 def test_fields_without_effect_are_said_once_with_their_line(read, caplog):
     with caplog.at_level(logging.WARNING, logger="sparsekit"):
-        config = read(
-            GLOBAL + 'batch_num: 2\nquant_skip_layers: "a"\nquant_skip_layers: "b"\nquant_skip_types: "T"\n'
-        )
+        config = read(GLOBAL + 'batch_num: 2\nquant_skip_layers: "a"\nquant_skip_layers: "b"\nquant_skip_types: "T"\n')
     assert config == PruneConfig(update_freq=5)
     said = [record.getMessage() for record in caplog.records if record.name == "sparsekit"]
     assert [message.split("retrain.cfg:")[1].split(" has")[0] for message in said] == [
@@ -257,6 +253,12 @@ def test_text_beyond_the_interpreter_is_refused(refusal):
     assert len(refusal("batch_num: " + "9" * 5000)) < 500
 
 
+def test_strings_in_a_row_are_one_name(read, refusal):
+    text = "skip_layers: [\"a\" 'b',\n'c']\nskip_layers: 'd'\n 'e'\n"
+    assert read(GLOBAL + text).skip_layers == ("ab", "c", "de")
+    assert refusal(text + "skip_layers: 'f*'").startswith("retrain.cfg:5: 'f*'")
+
+
 def test_an_outline_gives_each_value_its_line():
     root = outline("a: 1\nb { c: 'x'\n 'y' d: [1,\n2] }\ne: [{ f: 1 },\n < >] # g: 1\nh\n: 2")
     assert [(field.name, field.line) for field in root.walk()] == [
@@ -297,8 +299,7 @@ def test_any_config_in_amct_text_means_what_it_says(tmp_path_factory, update_fre
         update_freq=update_freq or 0,
         skip_layers=skip,
         override=[
-            Override(layers=(name,), pattern="2:4", update_freq=frequency, prune=True)
-            for name, frequency in overrides
+            Override(layers=(name,), pattern="2:4", update_freq=frequency, prune=True) for name, frequency in overrides
         ],
     )
 

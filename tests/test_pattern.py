@@ -133,9 +133,7 @@ def test_the_network_and_the_ranks_choose_alike() -> None:
     np.testing.assert_array_equal(np.stack(keep_planes(list(groups.T), 2)), np.stack(ranked))
 
 
-@pytest.mark.parametrize(
-    "shape", [(60_001, 5), (5, 60_001), (3, 41, 2003), (40, 2, 3, 1024), (300_003,), (100_001, 3)]
-)
+@pytest.mark.parametrize("shape", [(60_001, 5), (5, 60_001), (3, 41, 2003), (40, 2, 3, 1024), (300_003,), (100_001, 3)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_arrays_of_several_blocks(shape: tuple[int, ...], dtype: Any) -> None:
     score = draw_values(np.random.default_rng(2), "normal", shape, dtype)
@@ -151,6 +149,16 @@ def test_strided_arrays_of_several_blocks() -> None:
     for order in itertools.permutations(range(3)):
         score = plain.transpose(order)[:, ::-1, 1:]
         for axis in range(3):
+            np.testing.assert_array_equal(keep_mask(score, axis), argsort_mask(score, axis))
+            assert check(score, axis) == check(score.copy(), axis)
+
+
+def test_strided_arrays_far_larger_than_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparsekit.pattern, "_BLOCK_BYTES", 4096)
+    plain = draw_values(np.random.default_rng(6), "normal", (9, 13, 11, 12), np.float32)
+    for order in itertools.permutations(range(4)):
+        score = plain.transpose(order)
+        for axis in range(4):
             np.testing.assert_array_equal(keep_mask(score, axis), argsort_mask(score, axis))
             assert check(score, axis) == check(score.copy(), axis)
 
@@ -192,9 +200,7 @@ def test_empty_arrays(shape: tuple[int, ...]) -> None:
 def test_denormals_and_non_finite_values_have_their_order() -> None:
     tiny = np.finfo(np.float32).smallest_subnormal
     np.testing.assert_array_equal(keep_mask(np.array([0, tiny, 0, -2 * tiny], np.float32), 0), [0, 1, 0, 1])
-    np.testing.assert_array_equal(
-        keep_mask(np.array([1, -np.nan, -np.inf, np.nan], np.float32), 0), [0, 1, 0, 1]
-    )
+    np.testing.assert_array_equal(keep_mask(np.array([1, -np.nan, -np.inf, np.nan], np.float32), 0), [0, 1, 0, 1])
 
 
 def test_other_dtypes_and_byte_orders() -> None:
@@ -210,9 +216,7 @@ def test_other_dtypes_and_byte_orders() -> None:
 # --- keys ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("dtype", "key"), [("f2", np.int16), ("f4", np.int32), ("f8", np.int64), (">f4", np.int32)]
-)
+@pytest.mark.parametrize(("dtype", "key"), [("f2", np.int16), ("f4", np.int32), ("f8", np.int64), (">f4", np.int32)])
 def test_ordering_key_orders_as_magnitudes_do(dtype: str, key: Any) -> None:
     tiny = np.finfo(dtype).smallest_subnormal
     keys = ordering_key(np.array([0, tiny, 2 * tiny, 1, 1.5, 60000, np.inf, np.nan], dtype))
@@ -301,9 +305,7 @@ def test_masked_weights_pass_the_check(weight: Array, pattern: Pattern) -> None:
         assert check(weight * keep_mask(weight, axis, pattern), axis, pattern).violations == 0
 
 
-@pytest.mark.parametrize(
-    "dtype", ["float16", "bfloat16", "float8_e4m3fn", "float32", "int8", "bool", "complex64"]
-)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float8_e4m3fn", "float32", "int8", "bool", "complex64"])
 def test_check_takes_any_numbers(dtype: str) -> None:
     weight = np.array([[1, 0, 1, 1], [0, 0, 1, 0]]).astype(np.dtype(dtype))
     found = check(weight, 1)

@@ -202,8 +202,7 @@ layers = st.builds(
     LayerRecord,
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
     st.lists(st.integers(1, 2**63 - 1), min_size=1, max_size=5),
-    st.just(PATTERN_2_4)
-    | st.builds(lambda n, more: Pattern(n, n + more), st.integers(1, 128), st.integers(1, 128)),
+    st.just(PATTERN_2_4) | st.builds(lambda n, more: Pattern(n, n + more), st.integers(1, 128), st.integers(1, 128)),
 )
 records = st.builds(Record, st.lists(layers, unique_by=lambda layer: layer.name, max_size=4))
 

@@ -56,9 +56,7 @@ def _profile(
 # The training and the inference products of one generation share their chips.
 _A3_CHIPS = ("910_93", "910C", "910_9391", "910_9392", "910_9381", "910_9382", "910_9372", "910_9362")
 _A2_CHIPS = ("910B", "910B1", "910B2", "910B2C", "910B3", "910B4", "910B4-1")
-_A2_910B = (
-    "910B read as Atlas A2, as today; early CANN versions also called a first-generation 910 Ascend910B"
-)
+_A2_910B = "910B read as Atlas A2, as today; early CANN versions also called a first-generation 910 Ascend910B"
 
 PROFILES: tuple[TargetProfile, ...] = (
     _profile(

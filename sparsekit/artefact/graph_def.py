@@ -66,7 +66,5 @@ def save(graph_def: Any, path: str | os.PathLike[str]) -> Path:
     try:
         data = graph_def.SerializeToString(deterministic=True)
     except (EncodeError, ValueError) as error:
-        raise SaveError(
-            f"cannot be serialized ({error})", where=str(path), expected="a GraphDef below 2 GB"
-        ) from error
+        raise SaveError(f"cannot be serialized ({error})", where=str(path), expected="a GraphDef below 2 GB") from error
     return write_whole(path, data)

@@ -24,14 +24,10 @@ def output_names(outputs: Any) -> tuple[str, ...] | None:
     """
     if outputs is None:
         return None
-    several = (
-        isinstance(outputs, Iterable) and not isinstance(outputs, (str, bytes)) and not hasattr(outputs, "op")
-    )
+    several = isinstance(outputs, Iterable) and not isinstance(outputs, (str, bytes)) and not hasattr(outputs, "op")
     names = [_output_name(output) for output in (outputs if several else [outputs])]
     if not names:
-        raise GraphError(
-            "is empty", where="outputs", expected="names of the operations whose results are used"
-        )
+        raise GraphError("is empty", where="outputs", expected="names of the operations whose results are used")
     return tuple(names)
 
 

@@ -135,11 +135,7 @@ class GraphView(abc.ABC):
 
     def bodies(self, call: Node) -> list[FunctionView]:
         """The function bodies that a node of this view calls, seen from this very call."""
-        return [
-            FunctionView(self.library[name], call, role)
-            for role, name in call.calls()
-            if name in self.library
-        ]
+        return [FunctionView(self.library[name], call, role) for role, name in call.calls() if name in self.library]
 
 
 class LiveNode(Node):
@@ -268,7 +264,7 @@ class ArgumentNode(Node):
     """Stands for argument ``index`` of a function body."""
 
     op = ARGUMENT
-    inputs: tuple[Edge, ...] = ()  # type: ignore[assignment]
+    inputs: tuple[Edge, ...] = ()
 
     def __init__(self, view: FunctionView, name: str, index: int) -> None:
         self.view = view
@@ -308,7 +304,7 @@ class FunctionView(GraphView):
         return self._nodes.get(name)
 
     @property
-    def library(self) -> Mapping[str, Any]:  # type: ignore[override]
+    def library(self) -> Mapping[str, Any]:
         return self.call.view.library
 
     def result(self, index: int) -> Edge:

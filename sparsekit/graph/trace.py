@@ -162,9 +162,7 @@ class Tracer:
             path.insert(0, consumer)
         shape = read.shape
         if shape is None:
-            return Untraceable(
-                "shape-unknown", f"the shape of its weight '{read.leaves[0].path}' is not known"
-            )
+            return Untraceable("shape-unknown", f"the shape of its weight '{read.leaves[0].path}' is not known")
         axis = _axis_at_source(path[:-1], shape, group_axis)
         if isinstance(axis, Untraceable):
             return axis
@@ -185,9 +183,7 @@ class Tracer:
         node = _before_identities(edge.node)
         if node.op == "Const" or node.op in ("VariableV2", "Variable"):
             if isinstance(node.view, FunctionView):
-                return Untraceable(
-                    "weight-inside-function", f"its weight '{node.path}' lies inside a function"
-                )
+                return Untraceable("weight-inside-function", f"its weight '{node.path}' lies inside a function")
             return Read((node,))
         if node.op == "ReadVariableOp":
             return self._read_resource(node)
@@ -228,12 +224,7 @@ class Tracer:
             return Untraceable(
                 "already-masked", f"its weight already has a mask ('{node.path}'): strip the graph first"
             )
-        if (
-            node.op in _UNCHANGED
-            or node.op in _ZERO_STAYS_ZERO
-            or node.op in _RESHAPES
-            or node.op == "Transpose"
-        ):
+        if node.op in _UNCHANGED or node.op in _ZERO_STAYS_ZERO or node.op in _RESHAPES or node.op == "Transpose":
             return node, 0
         if node.op == ARGUMENT:
             return self._passed_argument(node)  # type: ignore[arg-type]
@@ -268,9 +259,7 @@ class Tracer:
                 f"its weight is computed by '{node.path}' ({node.op}) instead of being a variable or constant",
             )
         kind = "the function argument" if source.op == ARGUMENT else f"the {source.op}"
-        return Untraceable(
-            "weight-dynamic", f"its weight depends on {kind} '{source.path}', which changes at run time"
-        )
+        return Untraceable("weight-dynamic", f"its weight depends on {kind} '{source.path}', which changes at run time")
 
     def data_source(self, node: Node) -> Node | None:
         """A placeholder, iterator, random op or the like that ``node`` depends on; None if there is none."""
@@ -340,9 +329,7 @@ def _axis_at_source(path: list[Node], shape: tuple[int, ...], group_axis: int) -
         shape, axis_before = moved
         back.append(axis_before)
     if not -len(shape) <= group_axis < len(shape):
-        return Untraceable(
-            "weight-rank", f"its weight has rank {len(shape)}, too low for group axis {group_axis}"
-        )
+        return Untraceable("weight-rank", f"its weight has rank {len(shape)}, too low for group axis {group_axis}")
     axis: int | None = group_axis % len(shape)
     for node, axis_before in zip(reversed(path), reversed(back), strict=True):
         axis = axis_before(axis)  # type: ignore[arg-type]
@@ -367,7 +354,7 @@ def _moved(node: Node, shape: tuple[int, ...]) -> tuple[tuple[int, ...], Callabl
         after = _reshaped(node, shape)
         if after is None:
             return None
-        return after, lambda axis, before=shape: _axis_before_reshape(before, after, axis)  # type: ignore[misc]
+        return after, lambda axis, before=shape: _axis_before_reshape(before, after, axis)
     return shape, lambda axis: axis
 
 

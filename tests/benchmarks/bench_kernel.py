@@ -38,9 +38,7 @@ class Case:
 def main() -> None:
     generator = np.random.default_rng(0)
     square = generator.standard_normal((4096, 4096), np.float32)
-    resnet = [
-        (generator.standard_normal(shape, np.float32), max(len(shape) - 2, 0)) for shape in resnet50_shapes()
-    ]
+    resnet = [(generator.standard_normal(shape, np.float32), max(len(shape) - 2, 0)) for shape in resnet50_shapes()]
     cases = [
         Case("4096x4096 axis 0", [(square, 0)], 0.18),
         Case("4096x4096 axis 1", [(square, 1)], 0.18),
@@ -93,19 +91,13 @@ def measure(case: Case, tfmot: Callable[[Array, int], Any] | None) -> list[tuple
         row("times argsort (new result)", seconds["argsort"] / seconds["fresh"], 6, "{:.1f}x"),
     ]
     if tfmot is not None:
-        rows.append(
-            row("times tfmot m_by_n (new result)", seconds["tfmot"] / seconds["fresh"], 15, "{:.1f}x")
-        )
+        rows.append(row("times tfmot m_by_n (new result)", seconds["tfmot"] / seconds["fresh"], 15, "{:.1f}x"))
     if len(case.weights) == 1:
-        rows.append(
-            row("peak extra memory / weights", peak_memory(*case.weights[0]), 0.35, "{:.2f}x", most=True)
-        )
+        rows.append(row("peak extra memory / weights", peak_memory(*case.weights[0]), 0.35, "{:.2f}x", most=True))
     return rows
 
 
-def row(
-    what: str, value: float, limit: float | None, form: str, *, most: bool = False
-) -> tuple[str, str, str, str]:
+def row(what: str, value: float, limit: float | None, form: str, *, most: bool = False) -> tuple[str, str, str, str]:
     if limit is None:
         return what, form.format(value), "-", ""
     met = value <= limit if most else value >= limit
@@ -158,9 +150,7 @@ def tfmot_mask() -> Callable[[Array, int], Any] | None:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     try:
-        utils = importlib.import_module(
-            "tensorflow_model_optimization.python.core.sparsity.keras.pruning_utils"
-        )
+        utils = importlib.import_module("tensorflow_model_optimization.python.core.sparsity.keras.pruning_utils")
     except ImportError:
         return None
     import tensorflow as tf
@@ -173,9 +163,7 @@ def tfmot_mask() -> Callable[[Array, int], Any] | None:
         if axis == weight.ndim - 1:  # its groups run along the last axis, once it has rearranged the weights
             return utils.generate_m_by_n_mask(tensor, (2, 4))
         rearranged = utils.weights_rearrange(tensor)
-        return utils.m_by_n_sparsity_mask_prepare(
-            utils.generate_m_by_n_mask(rearranged, (2, 4)), tensor.shape
-        )
+        return utils.m_by_n_sparsity_mask_prepare(utils.generate_m_by_n_mask(rearranged, (2, 4)), tensor.shape)
 
     return mask
 

@@ -38,9 +38,7 @@ def set_logging_level(print_level: str = "info", save_level: str = "info") -> No
     LOGGER.set_debug_level(print_level, save_level)
 
 
-def create_prune_retrain_model(
-    graph: tf.Graph, outputs: Any, record_file: Any, config_defination: Any
-) -> None:
+def create_prune_retrain_model(graph: tf.Graph, outputs: Any, record_file: Any, config_defination: Any) -> None:
     """Insert masks into a training or inference graph, in place, and write the record file.
 
     Call it before gradients are built. Where ``SPARSEKIT_TARGET`` is set, an unsupported product is warned of.
@@ -101,24 +99,18 @@ def save_prune_retrain_model(pb_model: Any, outputs: Any, record_file: Any, save
                 raise SparsekitError(verification.summary(), where=os.fspath(pb_model))
             LOGGER.push_info_message(verification.summary(), module)
         else:
-            LOGGER.push_warning_message(
-                "The record names no layer: the model is saved as it is, dense.", module
-            )
+            LOGGER.push_warning_message("The record names no layer: the model is saved as it is, dense.", module)
         path = save(pruned, f"{prefix}_pruned.pb")
         second = path.with_name(path.name.replace("_pruned.pb", "_quantized.pb"))
         link_or_copy(path, second)
         LOGGER.push_info_message(f"The pruned model is saved as {prefix}_pruned.pb", module)
-        LOGGER.push_info_message(
-            f"and, for scripts that expect the older name, as {second.name} beside it", module
-        )
+        LOGGER.push_info_message(f"and, for scripts that expect the older name, as {second.name} beside it", module)
 
 
 def _require(**arguments: Any) -> None:
     for name, value in arguments.items():
         if value is None or (isinstance(value, str) and not value):
-            raise ConfigError(
-                "is required", where=name, expected="a path" if name != "outputs" else "operation names"
-            )
+            raise ConfigError("is required", where=name, expected="a path" if name != "outputs" else "operation names")
 
 
 class _ToLogger(logging.Handler):
