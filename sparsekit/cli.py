@@ -96,7 +96,7 @@ def targets() -> None:
 
 
 @main.command()
-@click.option("--seeds", default=3, show_default=True, help="Seeds for the rows without retraining.")
+@click.option("--seeds", default=5, show_default=True, help="How many networks to train.")
 @click.option(
     "--output",
     type=click.Path(file_okay=False, path_type=Path),

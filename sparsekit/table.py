@@ -25,4 +25,5 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int 
         table.add_row(*(str(cell) for cell in row))
     stream = io.StringIO()
     Console(file=stream, width=width or 100_000, color_system=None, markup=False, emoji=False).print(table)
-    return "\n".join(line.rstrip() for line in stream.getvalue().strip("\n").splitlines()) + "\n"
+    lines = (line.rstrip() for line in stream.getvalue().splitlines())
+    return "".join(f"{line}\n" for line in lines if line)

@@ -1,0 +1,54 @@
+# Every target makes the environment it needs, inside the checkout.
+#   make demo    train, prune, retrain and verify a small network; under three minutes
+#   make test    the whole test suite
+#   make lint    ruff and mypy
+#   make bench   speed, as ratios beside a peer or a limit
+#   make clean   remove the environments and everything generated
+
+PYTHON ?= python3
+VENV := .venv
+BENCH := .venv-bench
+BIN := $(VENV)/bin
+PYTEST ?= $(BIN)/python -m pytest -n 2
+
+# Quiet TensorFlow's greetings; nothing else.
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: demo test lint format bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/sparsekit demo
+
+test: $(VENV)/installed
+	$(PYTEST)
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(BENCH)/installed
+	$(BENCH)/bin/python tests/benchmarks/bench_kernel.py
+	$(BENCH)/bin/python tests/benchmarks/bench_insertion.py
+	$(BENCH)/bin/python tests/benchmarks/bench_training.py
+
+$(VENV)/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 14), "Python 3.10 to 3.13 is needed, this is %d.%d: make PYTHON=..." % sys.version_info[:2]'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[demo,test,lint]'
+	@touch $@
+
+# tfmot, the peer that is measured against, works on Keras 2 alone: an environment of its own.
+$(BENCH)/installed: pyproject.toml
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --upgrade pip
+	$(BENCH)/bin/python -m pip install --quiet --editable . tf-keras tensorflow-model-optimization
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(BENCH) .venv-* demo_output amct_log dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
