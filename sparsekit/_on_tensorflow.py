@@ -24,25 +24,34 @@ def register_gradient() -> None:
 
 
 class _AfterTensorFlow(importlib.abc.MetaPathFinder):
-    """Finds TensorFlow the usual way, once, and lets its loader register the gradient when it is done."""
+    """Finds TensorFlow the usual way and lets its loader register the gradient when it is done.
+
+    It stays until then: others may ask whether there is a TensorFlow without loading it.
+    """
+
+    def __init__(self) -> None:
+        self._asking = False
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name != "tensorflow":
+        if name != "tensorflow" or self._asking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self._asking = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._asking = False
         if spec is not None and spec.loader is not None:
-            _register_after(spec.loader)
+            self._register_after(spec.loader)
         return spec
 
+    def _register_after(self, loader: importlib.abc.Loader) -> None:
+        execute = loader.exec_module
 
-def _register_after(loader: importlib.abc.Loader) -> None:
-    execute = loader.exec_module
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            sys.meta_path.remove(self)
+            importlib.import_module("sparsekit.gradient")
 
-    def exec_module(module: ModuleType) -> None:
-        execute(module)
-        importlib.import_module("sparsekit.gradient")
-
-    loader.exec_module = exec_module  # type: ignore[method-assign]
+        loader.exec_module = exec_module  # type: ignore[method-assign]

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from sparsekit.config import PruneConfig
 from sparsekit.errors import ConfigError, GraphError
+from sparsekit.graph.edit import pristine_scope
 from sparsekit.graph.forward import differentiated
 from sparsekit.graph.node import LiveGraph
 from sparsekit.insertion import insert_masks
@@ -29,12 +30,13 @@ _log = logging.getLogger("sparsekit")
 class PruneResult:
     """What :func:`sparsekit.prune` did to a live graph.
 
-    A session that already ran the graph does not see the edit: open a new one, or run nothing before pruning.
+    A session that ran anything of the graph before does not see the edit: open a new one.
 
     Attributes:
         plan: every layer with its decision.
         variables: the new variables, a mask and a batch count per pruned layer.
-        initializer: an operation that initializes ``variables`` alone, for sessions that are already initialized.
+        initializer: an operation that initializes ``variables`` alone, for a session whose other variables were
+            restored or initialized in another way.
     """
 
     plan: Plan
@@ -83,10 +85,10 @@ def prune_live(
     text = Record(layers).to_text().encode()
     with contextlib.nullcontext() if record is None else staged(record, text):
         variables = insert_masks(graph, planning.layers, registry)
-        with graph.as_default(), graph.control_dependencies(None), tf.name_scope(f"{SCOPE}/"):
+        with pristine_scope(graph, SCOPE):
             initializer = tf.group(*(variable.initializer for variable in variables), name="initializer")
     if not planning.layers:
-        _log.warning("%s The graph was not changed.", planning.plan.summary())
+        _log.warning("%s No layer was changed.", planning.plan.summary())
     return PruneResult(planning.plan, variables, initializer)
 
 
@@ -118,7 +120,10 @@ def _check(graph: tf.Graph, planning: Planning, registry: Registry) -> None:
         layer.decision.name
         for layer in planning.layers
         if with_gradients.intersection(
-            [*(site.node.name for site in layer.sites), *(leaf.name for leaf in layer.source.leaves)]
+            # The gradient of a loop or cond as a whole is that of the op that calls its body.
+            node.path
+            for site in layer.sites
+            for node in (*site.source.path, *site.source.leaves)
         )
     ]
     if late:

@@ -79,11 +79,12 @@ class LayerMask:
             by_reference = owner.type in ("Variable", "VariableV2")
             self.mask = _variable(by_reference, MASK, shape, dtype, 1)
             self.batch = _variable(by_reference, BATCH, [], tf.int64, 0)
-            count = self.batch.value()
-            # Computed here, once, so that every gradient of this batch stores the same number.
-            tf.add(count, 1, name=NEXT)
+            # Only this reads the count: a read of a ref variable is the variable's own buffer, which the gradient
+            # overwrites; whatever else depends on the count depends on this fresh number. Computed here, once, so that
+            # every gradient of a batch stores the same one.
+            following = tf.add(self.batch.value(), 1, name=NEXT)
             period = description.update_freq
-            due = tf.equal(count % period if period else count, 0, name=DUE)
+            due = tf.equal(following % period if period else following, 1 % period if period else 1, name=DUE)
             # Switch and Merge instead of tf.cond: the same graph under either control flow, without functions, and
             # choosing costs nothing where it is not due.
             stored, _ = gen_control_flow_ops.switch(self.mask.value(), due)
@@ -116,17 +117,18 @@ def keep_tensor(score: tf.Tensor, axis: int, pattern: Pattern) -> tf.Tensor:
     shape = score.shape.as_list()
     outer, length, inner = shape[:axis], shape[axis], shape[axis + 1 :]
     tail = length % pattern.m
-    key = ordering_key(score)
-    whole, rest = tf.split(key, [length - tail, tail], axis) if tail else (key, None)
+    # The score is split, not its key: TensorFlow splits no integers on a GPU.
+    whole, rest = tf.split(score, [length - tail, tail], axis) if tail else (score, None)
     kept = []
     if length > tail:
         # Four axes at most, whatever the rank: TensorFlow's kernels are made for few.
         rows, columns = _product(outer), _product(inner)
-        planes = tf.unstack(tf.reshape(whole, [rows, length // pattern.m, pattern.m, columns]), axis=2)
+        planes = tf.unstack(tf.reshape(ordering_key(whole), [rows, length // pattern.m, pattern.m, columns]), axis=2)
         keep = tf.stack(keep_planes(planes, pattern.n), axis=2)
         kept.append(tf.reshape(keep, [*outer, length - tail, *inner]))
     if rest is not None:
-        kept.append(tf.stack(keep_planes(tf.unstack(rest, axis=axis), pattern.n), axis=axis))
+        planes = tf.unstack(ordering_key(rest), axis=axis)
+        kept.append(tf.stack(keep_planes(planes, pattern.n), axis=axis))
     return kept[0] if len(kept) == 1 else tf.concat(kept, axis)
 
 

@@ -12,7 +12,7 @@ import attrs
 from sparsekit.config import LayerSettings, PruneConfig, names_in_use
 from sparsekit.errors import ConfigError, near_matches
 from sparsekit.graph.forward import forward_nodes
-from sparsekit.graph.node import GraphView, Node
+from sparsekit.graph.node import FunctionView, GraphView, Node
 from sparsekit.graph.trace import Tracer, Untraceable, WeightSource, hands_on
 from sparsekit.handler import OpHandler, WeightSite
 from sparsekit.pattern import Pattern
@@ -110,7 +110,7 @@ class Plan:
             for d in self.decisions
         ]
         table = text_table(("layer", "op", "shape", "axis", "status", "reason", "why"), rows) if rows else ""
-        target = f"\nTarget: {self.target.title}." if self.target else ""
+        target = f"\nTarget: {self.target.title}. {self.target.reason}" if self.target else ""
         return f"{table}{self.summary()}{target}"
 
 
@@ -329,27 +329,42 @@ def _shared_obstacle(uses: list[_Use]) -> tuple[str, str]:
 def _other_reader(uses: list[_Use], forward: set[Node], tracer: Tracer) -> tuple[str, str]:
     """A reader in the forward graph that would be changed together with the layer but has no mask of its own.
 
-    Scalars made of weights alone (a regularizer's loss) and what has no result (a saver) do not count.
+    Scalars made of weights alone (a regularizer's loss), what has no result (a saver) and what writes a variable (a
+    restore, a moving average) do not count.
     """
-    sources = [use.site.source for use in uses if use.site]
-    settled = {use.node for use in uses} | {node for source in sources for node in source.path if node.calls()}
-    weights_only = [leaf for source in sources for leaf in source.leaves]
-    while weights_only:
-        node = weights_only.pop()
-        for reader, _ in node.view.readers(node):
-            if reader in settled or reader not in forward:
+    leaves = [leaf for use in uses if use.site for leaf in use.site.source.leaves]
+    settled = {use.node for use in uses}
+    # Outputs that hold the weight or something made of it alone: (node, index of the output, None for all).
+    pending: list[tuple[Node, int | None]] = [(leaf, None) for leaf in leaves]
+    seen = set(pending)
+
+    def follow(*outputs: tuple[Node, int | None]) -> None:
+        pending.extend(output for output in outputs if output not in seen)
+        seen.update(outputs)
+
+    while pending:
+        node, output = pending.pop()
+        if isinstance(node.view, FunctionView):
+            follow(*((node.view.call, i) for i, edge in enumerate(node.view.results()) if edge.node is node))
+        for reader, index in node.view.readers(node):
+            outside = not isinstance(reader.view, FunctionView)
+            if reader in settled or (outside and reader not in forward):
                 continue
-            settled.add(reader)
-            if hands_on(reader.op):
-                weights_only.append(reader)
+            if output is not None and reader.inputs[index].index != output:
+                continue
+            passed = [argument for body in reader.view.bodies(reader) for argument in body.arguments(index)]
+            if passed:
+                follow(*((argument, None) for argument in passed))
+            elif hands_on(reader.op) or reader.writes:
+                follow((reader, None))
             elif reader.output_rank == 0:
                 continue
             elif tracer.data_source(reader) is None:
-                weights_only.append(reader)
+                follow((reader, None))
             else:
                 return (
                     "shared-with-other-op",
-                    f"{uses[0].node.path}: its weight '{sources[0].name}' is also used by '{reader.path}' "
+                    f"{uses[0].node.path}: its weight '{leaves[0].path}' is also used by '{reader.path}' "
                     f"({reader.op}), which has no mask.",
                 )
     return "", ""

@@ -22,15 +22,17 @@ def rewire(consumer: Node, index: int, tensor: tf.Tensor) -> None:
 
 
 @contextlib.contextmanager
-def pristine_scope(graph: tf.Graph, scope: str, beside: tf.Operation) -> Iterator[None]:
-    """Build ops of ``graph`` under the absolute name ``scope``, colocated with ``beside``.
+def pristine_scope(graph: tf.Graph, scope: str, beside: tf.Operation | None = None) -> Iterator[None]:
+    """Build ops of ``graph`` under the absolute name ``scope``, colocated with ``beside`` if there is one.
 
-    The caller's name scope, control dependencies, control-flow context and devices do not reach them.
+    The caller's name scope, control dependencies, control-flow context, devices and colocations do not reach them.
     """
     with (
         graph.as_default(),
         graph.control_dependencies(None),
         ops.colocate_with(beside, ignore_existing=True),
+        # Variables are built in an init_scope, which goes back to the caller's devices where there are none here.
+        graph.device(None),
         tf.name_scope(f"{scope}/"),
     ):
         yield

@@ -64,9 +64,15 @@ class Node(abc.ABC):
 
     @property
     def output_rank(self) -> int | None:
-        """The rank of its first output, 0 where it has none, None where unknown (always, outside a live graph)."""
+        """The largest rank of its outputs, 0 where it has none, None where unknown (always, outside a live graph)."""
         definition = op_def_registry.get(self.op)
         return 0 if definition is not None and not definition.output_arg else None
+
+    @property
+    def writes(self) -> bool:
+        """Whether it takes a ref variable as such, to assign to it. (What assigns to a resource has no output.)"""
+        definition = op_def_registry.get(self.op)
+        return definition is not None and any(arg.is_ref for arg in definition.input_arg)
 
     def calls(self) -> list[tuple[str, str]]:
         """The functions that it calls: (attribute, function name)."""
@@ -133,9 +139,16 @@ class GraphView(abc.ABC):
         """Who reads any output of ``node``: (reader, index of its input)."""
         return self._readers.get(node.name, [])
 
-    def bodies(self, call: Node) -> list[FunctionView]:
-        """The function bodies that a node of this view calls, seen from this very call."""
-        return [FunctionView(self.library[name], call, role) for role, name in call.calls() if name in self.library]
+    def bodies(self, call: Node) -> tuple[FunctionView, ...]:
+        """The function bodies that a node of this view calls, seen from this very call; the same ones every time."""
+        if call not in self._bodies:
+            called = [(role, name) for role, name in call.calls() if name in self.library]
+            self._bodies[call] = tuple(FunctionView(self.library[name], call, role) for role, name in called)
+        return self._bodies[call]
+
+    @functools.cached_property
+    def _bodies(self) -> dict[Node, tuple[FunctionView, ...]]:
+        return {}
 
 
 class LiveNode(Node):
@@ -160,8 +173,8 @@ class LiveNode(Node):
 
     @property
     def output_rank(self) -> int | None:
-        outputs = self.operation.outputs
-        return outputs[0].shape.rank if outputs else 0
+        ranks = [output.shape.rank for output in self.operation.outputs]
+        return None if None in ranks else max(ranks, default=0)
 
     @property
     def in_control_flow(self) -> bool:
@@ -306,6 +319,14 @@ class FunctionView(GraphView):
     @property
     def library(self) -> Mapping[str, Any]:
         return self.call.view.library
+
+    def arguments(self, index: int) -> list[Node]:
+        """What stands in the body for input ``index`` of the call: an argument, or nothing (a condition, say)."""
+        return [node for node in self.nodes() if isinstance(node, ArgumentNode) and node.outside()[1] == index]
+
+    def results(self) -> list[Edge]:
+        """What the body returns, output by output."""
+        return [self.result(index) for index in range(len(self.definition.signature.output_arg))]
 
     def result(self, index: int) -> Edge:
         """What the body returns as its output ``index``."""

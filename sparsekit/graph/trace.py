@@ -34,6 +34,8 @@ _ZERO_STAYS_ZERO = {
 }
 _RESHAPES = {"Reshape", "ExpandDims", "Squeeze"}
 _HANDS_ON_TOO = {"Transpose", "ReadVariableOp", "ConcatV2", "Merge", "NextIteration", "Exit"}
+# In these the branch of a cond keeps a value for its gradient.
+_HANDS_ON_TOO |= {"OptionalFromValue", "OptionalGetValue"}
 _RANDOM = re.compile(r"Random|TruncatedNormal|Multinomial|Dropout")
 
 
@@ -142,7 +144,7 @@ class Tracer:
             weight_input: index of the input that holds the weight.
             group_axis: the group axis of the weight as the op sees it.
         """
-        if weight_input >= len(op.inputs):
+        if not 0 <= weight_input < len(op.inputs):
             return Untraceable(
                 "weight-missing", f"has {len(op.inputs)} inputs, its weight would be number {weight_input}"
             )
@@ -198,7 +200,7 @@ class Tracer:
         at = axis.node.constant()
         leaves = tuple(read.leaves[0] for read in reads if isinstance(read, Read) and len(read.leaves) == 1)
         shape = _leaf_shape(leaves[0]) if leaves else None
-        if at is None or shape is None or len(leaves) < len(parts):
+        if at is None or shape is None or len({_identity(leaf) for leaf in leaves}) < len(parts):
             return None
         return Read(leaves, int(at) % len(shape))
 
