@@ -8,6 +8,7 @@ pass without training (an evaluation, a freeze) changes nothing, and a batch cou
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -77,8 +78,9 @@ class LayerMask:
         with pristine_scope(graph, self._scope, owner):
             shape, dtype = weight.shape.as_list(), weight.dtype.base_dtype
             by_reference = owner.type in ("Variable", "VariableV2")
-            self.mask = _variable(by_reference, MASK, shape, dtype, 1)
-            self.batch = _variable(by_reference, BATCH, [], tf.int64, 0)
+            # A fill, never a constant: a MetaGraph must not grow with the weights.
+            self.mask = _variable(by_reference, MASK, dtype, lambda: tf.fill(shape, tf.ones([], dtype)))
+            self.batch = _variable(by_reference, BATCH, tf.int64, lambda: tf.zeros([], tf.int64))
             # Only this reads the count: a read of a ref variable is the variable's own buffer, which the gradient
             # overwrites; whatever else depends on the count depends on this fresh number. Computed here, once, so that
             # every gradient of a batch stores the same one.
@@ -132,12 +134,11 @@ def keep_tensor(score: tf.Tensor, axis: int, pattern: Pattern) -> tf.Tensor:
     return kept[0] if len(kept) == 1 else tf.concat(kept, axis)
 
 
-def _variable(by_reference: bool, name: str, shape: list[int], dtype: tf.DType, fill: int) -> Any:
+def _variable(by_reference: bool, name: str, dtype: tf.DType, initial_value: Callable[[], tf.Tensor]) -> Any:
     """A non-trainable variable of the given kind, built past every creator, getter and scope of the caller."""
     kind = ref_variable.RefVariable if by_reference else resource_variable_ops.ResourceVariable
     return kind(
-        # A fill, never a constant: a MetaGraph must not grow with the weights.
-        initial_value=lambda: tf.fill(shape, tf.constant(fill, dtype)),
+        initial_value=initial_value,
         trainable=False,
         collections=[tf.compat.v1.GraphKeys.GLOBAL_VARIABLES],
         name=name,
