@@ -114,7 +114,7 @@ def strip(masked: Any, *, record: Path | None = None, outputs: Any = None) -> An
     names = output_names(outputs)
     if names is not None:
         forward_nodes(ProtoGraph(graph_def), names)
-    return strip_masks(graph_def, default_registry(), _record(record))
+    return strip_masks(graph_def, default_registry(), _record(record), names)
 
 
 def verify(model: Any, *, record: Path | None = None, cfg: Config = None, outputs: Any = None) -> Verification:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from sparsekit.graph.node import LiveNode
+from sparsekit.errors import GraphError
+from sparsekit.graph.node import Edge, LiveNode
 from sparsekit.masking import LayerMask, MaskDescription
 from sparsekit.planning import PlannedLayer
 from sparsekit.plugins import Registry
@@ -15,28 +16,46 @@ def insert_masks(graph: tf.Graph, layers: tuple[PlannedLayer, ...], registry: Re
 
     Returns:
         The new variables: mask and batch count of each layer.
+
+    Raises:
+        GraphError: a plugin failed; no op reads a mask and no variable was added to a collection.
     """
-    variables: list[tf.Variable] = []
+    variables = graph.get_collection_ref(tf.compat.v1.GraphKeys.GLOBAL_VARIABLES)
+    before = len(variables)
+    masks = []
     for layer in layers:
-        decision = layer.decision
-        assert decision.pattern is not None and decision.axis is not None
-        owner = layer.source.leaves[0]
-        assert isinstance(owner, LiveNode)
-        mask = LayerMask(
-            graph,
-            decision.name,
-            _tensor(layer.source.tensor.node, layer.source.tensor.index),
-            owner.operation,
-            MaskDescription(decision.pattern, decision.axis, decision.criterion, decision.update_freq),
-            registry.criterion(decision.criterion),
-        )
+        try:
+            masks.append(_build(graph, layer, registry))
+        except Exception as error:
+            del variables[before:]
+            raise GraphError(
+                f"its mask cannot be built ({type(error).__name__}: {error})",
+                where=layer.decision.name,
+                expected=f"criterion '{layer.decision.criterion}' to work inside a graph",
+                hint="No op was rewired. Build the graph anew before you try again, with another criterion.",
+            ) from error
+    # Every mask is there before the first op is rewired.
+    for layer, mask in zip(layers, masks, strict=True):
         for site, handler in zip(layer.sites, layer.handlers, strict=True):
-            weight = _tensor(site.source.tensor.node, site.source.tensor.index)
-            handler.insert_mask(site, mask.apply(weight))
-        variables += mask.variables
-    return tuple(variables)
+            handler.insert_mask(site, mask.apply(_tensor(site.source.tensor)))
+    return tuple(variable for mask in masks for variable in mask.variables)
 
 
-def _tensor(node: object, index: int) -> tf.Tensor:
-    assert isinstance(node, LiveNode)
-    return node.operation.outputs[index]
+def _build(graph: tf.Graph, layer: PlannedLayer, registry: Registry) -> LayerMask:
+    decision = layer.decision
+    assert decision.pattern is not None and decision.axis is not None
+    owner = layer.source.leaves[0]
+    assert isinstance(owner, LiveNode)
+    return LayerMask(
+        graph,
+        decision.name,
+        _tensor(layer.source.tensor),
+        owner.operation,
+        MaskDescription(decision.pattern, decision.axis, decision.criterion, decision.update_freq),
+        registry.criterion(decision.criterion),
+    )
+
+
+def _tensor(edge: Edge) -> tf.Tensor:
+    assert isinstance(edge.node, LiveNode)
+    return edge.node.operation.outputs[edge.index]

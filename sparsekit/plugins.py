@@ -118,8 +118,9 @@ def installed_plugins(disabled: frozenset[str] = frozenset()) -> list[Plugin]:
     """
     plugins = {}
     for entry_point in importlib.metadata.entry_points(group=hookspecs.PROJECT):
-        distribution = _normalized(entry_point.dist.name) if entry_point.dist else "unknown"
-        version = entry_point.dist.version if entry_point.dist else ""
+        # A broken installation has neither name nor version.
+        distribution = _normalized((entry_point.dist and entry_point.dist.name) or "unknown")
+        version = (entry_point.dist and entry_point.dist.version) or ""
         key = f"{distribution}:{entry_point.name}"
         # An editable install can list a distribution twice.
         if key in plugins or key in disabled or distribution in disabled:
@@ -128,7 +129,7 @@ def installed_plugins(disabled: frozenset[str] = frozenset()) -> list[Plugin]:
             module = entry_point.load()
         except Exception as error:
             raise PluginError(
-                f"failed to import ({type(error).__name__}: {error})",
+                f"failed to import ({_one_line(error)})",
                 where=f"plugin '{entry_point.name}' ({entry_point.value}) of distribution {distribution} {version}",
                 hint=_how_to_disable(key),
             ) from error
@@ -154,21 +155,32 @@ def build_registry(plugins: Iterable[Plugin]) -> Registry:
             manager.check_pending()
         except (pluggy.PluginValidationError, ValueError) as error:
             raise PluginError(
-                str(error),
+                _one_line(error),
                 where=str(plugin),
                 expected="hooks as in sparsekit/hookspecs.py",
                 hint=_how_to_disable(f"{plugin.distribution}:{plugin.entry_point}"),
             ) from error
+
+    _check_marked(manager, plugins)
 
     def offers(hook: str, kind: type[_T]) -> Iterator[tuple[_T, Plugin]]:
         return _offers(manager, plugins, hook, kind)
 
     return Registry(
         plugins=plugins,
-        handlers=_index("op type", offers("sparsekit_op_handlers", OpHandler), lambda handler: tuple(handler.op_types)),
+        handlers=_index("op type", offers("sparsekit_op_handlers", OpHandler), lambda handler: handler.op_types),
         targets=_index("target", offers("sparsekit_targets", TargetProfile), lambda profile: (profile.name,)),
         criteria=_index("criterion", offers("sparsekit_criteria", Criterion), lambda criterion: (criterion.name,)),
     )
+
+
+def _check_marked(manager: pluggy.PluginManager, plugins: tuple[Plugin, ...]) -> None:
+    """A hook without its decorator would silently not be one."""
+    for plugin in plugins:
+        found = {caller.name for caller in manager.get_hookcallers(plugin.module) or ()}
+        for name in ("sparsekit_op_handlers", "sparsekit_targets", "sparsekit_criteria"):
+            if callable(getattr(plugin.module, name, None)) and name not in found:
+                raise PluginError(f"{name} is not marked as a hook", where=str(plugin), expected="@sparsekit.hookimpl")
 
 
 def _offers(
@@ -184,7 +196,7 @@ def _offers(
             offered = list(implementation.function())
         except Exception as error:
             raise PluginError(
-                f"{hook} failed ({type(error).__name__}: {error})",
+                f"{hook} failed ({_one_line(error)})",
                 where=str(plugin),
                 hint=_how_to_disable(implementation.plugin_name),
             ) from error
@@ -206,8 +218,14 @@ def _index(
     # Built-in plugins first, so that whoever comes later is a third party that overrides them.
     for item, plugin in sorted(offers, key=lambda offer: not offer[1].built_in):
         names = keys(item)
-        if not names or not all(names):
-            raise PluginError(f"{item!r} names no {what}", where=str(plugin))
+        # ("MatMul") for ("MatMul",) would become the names M, a, t ...
+        if not isinstance(names, (tuple, list)) or not names or not all(isinstance(n, str) and n for n in names):
+            raise PluginError(
+                f"{item!r} names no {what} but {names!r}",
+                where=str(plugin),
+                expected="a tuple of names",
+                hint=_how_to_disable(f"{plugin.distribution}:{plugin.entry_point}"),
+            )
         for name in names:
             present = index.get(name)
             if present is None:
@@ -232,6 +250,10 @@ def _disabled(environ: Mapping[str, str]) -> frozenset[str]:
 
 def _normalized(distribution: str) -> str:
     return distribution.lower().replace("_", "-").replace(".", "-")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _how_to_disable(key: str) -> str:

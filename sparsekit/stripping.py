@@ -37,13 +37,16 @@ class _MaskedLayer:
     multiplies: tuple[Node, ...]
 
 
-def strip_masks(masked: Any, registry: Registry, record: Record | None = None) -> Any:
+def strip_masks(
+    masked: Any, registry: Registry, record: Record | None = None, outputs: tuple[str, ...] | None = None
+) -> Any:
     """Fold every mask into its weight and take the mask ops out.
 
     Args:
         masked: the masked frozen GraphDef; it is not modified.
         registry: the plugins.
         record: the layers that must be masked, no more and no fewer; None: whatever is.
+        outputs: the operations whose results are used; what they give does not change.
 
     Returns:
         The pruned GraphDef: the dense frozen graph, node for node, with zeros in its weights.
@@ -56,11 +59,14 @@ def strip_masks(masked: Any, registry: Registry, record: Record | None = None) -
     layers = _masked_layers(view)
     _compare(layers, view, record)
     removed = _inserted(view, layers)
+    for name in outputs or ():
+        if name in removed:
+            raise ModelError(f"'{name}' is an op of a mask, which strip takes out", where="outputs")
     tracer = Tracer()
     edits = _Edits()
     due = 0
     for layer in layers:
-        due += _fold(layer, view, removed, tracer, registry, edits)
+        due += _fold(layer, view, removed, frozenset(outputs or ()), tracer, registry, edits)
     if due:
         _log.warning(
             "%d of %d layers were due for a new mask when the graph was frozen (update_freq); the stored masks, "
@@ -86,20 +92,26 @@ class _Edits:
 def _masked_layers(view: ProtoGraph) -> list[_MaskedLayer]:
     multiplies: dict[str, list[Node]] = {}
     for node in view.nodes():
-        if node.attr(MASK_ATTRIBUTE) is not None:
-            multiplies.setdefault(node.name.rpartition(f"/{SCOPE}/")[0], []).append(node)
-        elif f"/{SCOPE}/" in node.name and node.name.rpartition("/")[2].startswith("masked"):
+        described = node.attr(MASK_ATTRIBUTE) is not None
+        named = f"/{SCOPE}/" in node.name and node.name.rpartition("/")[2].startswith("masked")
+        if (described or named) and not (described and node.op == "Mul"):
             raise ModelError(
                 f"its mask is no longer the multiply that was inserted but a {node.op}",
                 where=node.name,
                 hint="The graph was optimized after it was frozen. Strip it first, then optimize.",
             )
+        if described:
+            multiplies.setdefault(node.name.rpartition(f"/{SCOPE}/")[0], []).append(node)
     layers = []
     for name, nodes in multiplies.items():
         try:
             description = MaskDescription.from_text(str(nodes[0].attr(MASK_ATTRIBUTE)))
         except (ValueError, TypeError, KeyError) as error:
-            raise ModelError(f"its mask is described in an unknown way ({error})", where=nodes[0].name) from error
+            raise ModelError(
+                f"its mask is described in an unknown way ({error})",
+                where=nodes[0].name,
+                hint="Strip it with the version of sparsekit that pruned it.",
+            ) from error
         layers.append(_MaskedLayer(name, description, tuple(nodes)))
     return layers
 
@@ -150,6 +162,7 @@ def _fold(
     layer: _MaskedLayer,
     view: ProtoGraph,
     removed: set[str],
+    outputs: frozenset[str],
     tracer: Tracer,
     registry: Registry,
     edits: _Edits,
@@ -175,7 +188,7 @@ def _fold(
     node = view.node(layer.name)
     handler = (registry.handler(node.op) if node else None) or OpHandler()
     pruned = handler.remove_mask(weight, mask)
-    alone = not any(_read_by_others(leaf, removed) for read in reads for leaf in read.leaves)
+    alone = not any(_read_by_others(leaf, removed, outputs) for read in reads for leaf in read.leaves)
     for multiply, read in zip(layer.multiplies, reads, strict=True):
         edits.inputs[multiply.name] = multiply.definition.input[0]  # type: ignore[attr-defined]
         if alone:
@@ -241,11 +254,16 @@ def _constant(view: ProtoGraph, layer: _MaskedLayer, name: str) -> np.ndarray:
     return value
 
 
-def _read_by_others(leaf: Node, removed: set[str]) -> bool:
+def _read_by_others(leaf: Node, removed: set[str], outputs: frozenset[str]) -> bool:
+    """Whether the weight also goes where no mask is: into another op, or out of the graph."""
     nodes = [leaf]
     while nodes:
         node = nodes.pop()
-        for reader, _ in node.view.readers(node):
+        readers = node.view.readers(node)
+        # What nobody reads was kept because it is a result.
+        if node.name in outputs or not readers:
+            return True
+        for reader, _ in readers:
             if reader.name in removed:
                 continue
             if not hands_on(reader.op):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,64 +13,84 @@ from sparsekit.errors import SaveError
 
 
 @contextlib.contextmanager
-def staged(path: str | os.PathLike[str], data: bytes) -> Iterator[Path]:
+def staged(path: str | os.PathLike[str], data: bytes, second: str | os.PathLike[str] | None = None) -> Iterator[Path]:
     """Write ``data`` beside ``path``; it takes its place when the block ends without an error.
 
     Missing parent folders are made. A link is followed: what it points to is replaced.
 
+    Args:
+        path: where the file goes.
+        data: what it holds.
+        second: another name for the same file: a hard link, or a copy where links are not possible.
+
+    Yields:
+        Where the file will lie.
+
     Raises:
-        SaveError: it cannot be written there; whatever stood at ``path`` is untouched.
+        SaveError: it cannot be written there; whatever stood at ``path`` and ``second`` is untouched.
     """
-    final = Path(path)
-    temporary: Path | None = None
-    try:
-        with _explained(final):
-            final = Path(os.path.realpath(path))
-            if final.is_dir():
-                raise IsADirectoryError(21, "Is a directory")
-            final.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=f".{final.name[:100]}.", suffix=".tmp", dir=final.parent)
-            temporary = Path(name)
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.chmod(_usual_mode(final))
+    with contextlib.ExitStack() as temporaries:
+        with _explained(path):
+            final = _destination(path)
+            temporary = temporaries.enter_context(_temporary(final))
+            _fill(temporary, data, final)
+        moves = [(temporary, final)]
+        if second is not None:
+            with _explained(second):
+                other_final = _destination(second)
+                other = temporaries.enter_context(_temporary(other_final))
+                try:
+                    other.unlink()
+                    os.link(temporary, other)
+                except OSError:
+                    _fill(other, data, other_final)
+            moves.append((other, other_final))
         yield final
-        with _explained(final):
-            os.replace(temporary, final)
-            temporary = None
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        for written, place in moves:
+            with _explained(place):
+                os.replace(written, place)
 
 
-def write_whole(path: str | os.PathLike[str], data: bytes) -> Path:
+def write_whole(path: str | os.PathLike[str], data: bytes, second: str | os.PathLike[str] | None = None) -> Path:
     """Write ``data`` to ``path``, whole or not at all; returns where it lies.
 
     Raises:
         SaveError: see :func:`staged`.
     """
-    with staged(path, data) as final:
+    with staged(path, data, second) as final:
         pass
     return final
 
 
-def link_or_copy(existing: Path, path: Path) -> None:
-    """Let ``path`` be a second name of ``existing``: a hard link, or a copy where links are not possible.
+def _destination(path: str | os.PathLike[str]) -> Path:
+    """Where ``path`` leads, with its folder made."""
+    final = Path(os.path.realpath(path))
+    if final.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "Is a directory")
+    if final.exists() and not final.is_file():
+        # Renaming a file onto /dev/null would replace the device.
+        raise OSError(errno.EINVAL, "Not a regular file")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    return final
 
-    Raises:
-        SaveError: neither is possible; whatever stood at ``path`` is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+@contextlib.contextmanager
+def _temporary(final: Path) -> Iterator[Path]:
+    """An empty file in the folder of ``final``; it is gone afterwards, if it was not moved."""
+    handle, name = tempfile.mkstemp(prefix=".sparsekit.", suffix=".tmp", dir=final.parent)
+    os.close(handle)
     try:
-        os.link(existing, temporary)
-        os.replace(temporary, path)
-    except OSError:
-        write_whole(path, existing.read_bytes())
+        yield Path(name)
     finally:
-        # Renaming a link onto another link of the same file leaves both.
-        temporary.unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
+
+
+def _fill(temporary: Path, data: bytes, final: Path) -> None:
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.chmod(_usual_mode(final))
 
 
 def _usual_mode(path: Path) -> int:
@@ -82,13 +103,13 @@ def _usual_mode(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or str(error)
         raise SaveError(
             f"cannot be written ({reason})",
-            where=str(path),
+            where=os.fsdecode(path),
             hint="Nothing was changed. Name a path in a folder that you may write to, on a disk with space left.",
         ) from error

@@ -76,7 +76,9 @@ def test_the_amct_flow_example_ends_with_a_sparse_model_that_is_as_good_as_dense
     script = EXAMPLES / "amct_flow" / "amct_flow.py"
     done = subprocess.run([sys.executable, script, "out"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    dense, retrained = (float(line.split("accuracy ")[1][:6]) for line in done.stdout.splitlines() if "accuracy" in line)
+    dense, retrained = (
+        float(line.split("accuracy ")[1][:6]) for line in done.stdout.splitlines() if "accuracy" in line
+    )
     assert dense > 0.9
     assert retrained > dense - 0.02
     verification = sparsekit.verify(tmp_path / "out" / "user_model_pruned.pb", record=tmp_path / "out" / "record.txt")

@@ -162,9 +162,7 @@ def test_the_message_names_product_reason_and_the_vendors_products_that_gain() -
 
 
 def test_the_message_says_so_where_no_product_of_the_vendor_gains() -> None:
-    assert unsupported_message(_chosen("s1"), (SLOW, OTHER), ["2:4"]).endswith(
-        "No product of Acme is known to gain."
-    )
+    assert unsupported_message(_chosen("s1"), (SLOW, OTHER), ["2:4"]).endswith("No product of Acme is known to gain.")
 
 
 def test_the_message_names_the_patterns_that_would_gain() -> None:

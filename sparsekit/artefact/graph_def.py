@@ -8,63 +8,99 @@ from typing import Any
 
 from google.protobuf.message import DecodeError, EncodeError
 from tensorflow.core.framework import graph_pb2
+from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
+from sparsekit.artefact.well_formed import check_graph_def
 from sparsekit.errors import MissingFileError, ModelError, SaveError
 from sparsekit.writing import write_whole
 
+_A_PB = "a frozen GraphDef in a binary .pb"
+_FREEZE = "Freeze the graph with tf.compat.v1.graph_util.convert_variables_to_constants."
+
 
 def load_graph_def(model: Any) -> Any:
-    """A GraphDef as it is, or the GraphDef in a .pb file.
+    """A GraphDef as it is, or the GraphDef in a .pb file; it holds together.
 
     Raises:
         MissingFileError: there is no such file.
-        ModelError: it is not a GraphDef, or an empty one.
+        ModelError: it is not a GraphDef, an empty one, or one that is damaged.
     """
     if isinstance(model, graph_pb2.GraphDef):
-        return model
-    if not isinstance(model, (str, os.PathLike)):
+        graph_def, source = model, "the graph"
+        if not graph_def.node:
+            raise ModelError("holds no nodes", where=source, expected="a frozen GraphDef", hint=_FREEZE)
+    elif isinstance(model, (str, os.PathLike)):
+        source = os.fsdecode(model)
+        graph_def = _parse(_read(source), source)
+    else:
         raise ModelError(
             f"got {type(model).__name__}",
             where="model",
             expected="a GraphDef or the path of a frozen .pb",
-            hint="A live tf.Graph is frozen with tf.compat.v1.graph_util.convert_variables_to_constants."
-            if hasattr(model, "as_graph_def")
-            else "",
+            hint=_FREEZE if hasattr(model, "as_graph_def") else "",
         )
-    path = Path(model)
+    check_graph_def(graph_def, source)
+    return graph_def
+
+
+def _read(source: str) -> bytes:
     try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise MissingFileError("there is no such file", where=str(path), expected="a frozen .pb") from error
-    except OSError as error:
-        raise ModelError(
-            f"cannot be read ({error.strerror or error})", where=str(path), expected="a frozen .pb"
-        ) from error
+        return Path(source).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingFileError("there is no such file", where=source, expected=_A_PB) from error
+    except IsADirectoryError as error:
+        raise ModelError("is a folder", where=source, expected=_A_PB, hint=_FREEZE) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ModelError(f"cannot be read ({reason})", where=repr(source), expected=_A_PB) from error
+
+
+def _parse(data: bytes, source: str) -> Any:
+    if not data:
+        raise ModelError("is empty", where=source, expected=_A_PB, hint="Write it again: it may have been cut off.")
     graph_def = graph_pb2.GraphDef()
     try:
         graph_def.ParseFromString(data)
     except DecodeError as error:
-        raise ModelError("is not a binary GraphDef", where=str(path), expected="a frozen .pb") from error
+        raise ModelError(_what_else(data), where=source, expected=_A_PB, hint=_FREEZE) from error
     if not graph_def.node or not all(node.name and node.op for node in graph_def.node):
-        raise ModelError(
-            "holds no graph" if data else "is empty",
-            where=str(path),
-            expected="a frozen GraphDef with nodes, not a SavedModel, MetaGraph or checkpoint",
-        )
+        raise ModelError(_what_else(data), where=source, expected=_A_PB, hint=_FREEZE)
     return graph_def
 
 
-def save(graph_def: Any, path: str | os.PathLike[str]) -> Path:
+def _what_else(data: bytes) -> str:
+    """What a file is that is no binary GraphDef."""
+    for message, name in ((saved_model_pb2.SavedModel(), "SavedModel"), (meta_graph_pb2.MetaGraphDef(), "MetaGraph")):
+        try:
+            message.ParseFromString(data)
+        except DecodeError:
+            continue
+        graphs = message.meta_graphs if name == "SavedModel" else [message]
+        if any(graph.graph_def.node for graph in graphs):
+            return f"is a {name}"
+    return "is not a binary GraphDef"
+
+
+def save(graph_def: Any, path: str | os.PathLike[str], second: str | os.PathLike[str] | None = None) -> Path:
     """Write a GraphDef as a binary .pb, whole or not at all; missing parent folders are made.
+
+    Args:
+        graph_def: the GraphDef.
+        path: where it goes.
+        second: another name for the same file: a hard link, or a copy where links are not possible.
 
     Returns:
         Where it lies.
 
     Raises:
-        SaveError: it cannot be written there, or is larger than the 2 GB that a .pb can hold.
+        SaveError: it is no GraphDef, cannot be written there, or is larger than the 2 GB that a .pb can hold.
     """
+    if not hasattr(graph_def, "SerializeToString"):
+        raise SaveError(f"got {type(graph_def).__name__}", where=os.fsdecode(path), expected="a GraphDef to save")
     try:
         data = graph_def.SerializeToString(deterministic=True)
     except (EncodeError, ValueError) as error:
-        raise SaveError(f"cannot be serialized ({error})", where=str(path), expected="a GraphDef below 2 GB") from error
-    return write_whole(path, data)
+        raise SaveError(
+            f"cannot be serialized ({error})", where=os.fsdecode(path), expected="a GraphDef below 2 GB"
+        ) from error
+    return write_whole(path, data, second)

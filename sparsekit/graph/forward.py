@@ -60,6 +60,7 @@ def forward_nodes(view: GraphView, outputs: Sequence[str] | None) -> set[Node]:
             raise GraphError(
                 f"there is no operation '{name}' in the graph",
                 where="outputs",
+                expected="names of operations in the graph",
                 hint=near_matches(name, (n.name for n in view.nodes())),
             )
         wanted.add(node)

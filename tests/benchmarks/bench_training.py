@@ -33,7 +33,7 @@ def main() -> None:
     command = [sys.executable, __file__, "--worker"]
     runs = []
     for _ in range(arguments.instances):
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             sys.exit(done.stderr)
         runs.append(json.loads(done.stdout.splitlines()[-1]))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import sparsekit_targets
 
+import sparsekit_targets
 from sparsekit.errors import TargetError
 from sparsekit.target import TargetProfile, choose_target, resolve_target, unsupported_message
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsekit.compat.amct_tensorflow.utils.log import LOGGER
-from sparsekit.errors import ConfigError, SparsekitError
+from sparsekit.errors import ConfigError, SparsekitError, UnsupportedTargetWarning
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -56,7 +57,13 @@ def create_prune_retrain_model(graph: tf.Graph, outputs: Any, record_file: Any, 
 
     with _logged("create_prune_retrain_model"):
         _require(outputs=outputs, record_file=record_file, config_defination=config_defination)
-        result = prune(graph, config_defination, outputs=outputs, record=record_file)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = prune(graph, config_defination, outputs=outputs, record=record_file)
+        for warning in caught:
+            if issubclass(warning.category, UnsupportedTargetWarning):
+                LOGGER.push_warning_message(warning.message, "create_prune_retrain_model")
+            warnings.warn(warning.message, warning.category, stacklevel=2)
         for decision in result.plan.decisions:
             LOGGER.push_info_message(f"{decision.status}: {decision.message}", "create_prune_retrain_model")
         level = LOGGER.push_info_message if result.plan.pruned else LOGGER.push_warning_message
@@ -80,7 +87,6 @@ def save_prune_retrain_model(pb_model: Any, outputs: Any, record_file: Any, save
     """
     from sparsekit.api import save, strip, verify
     from sparsekit.record import read_record
-    from sparsekit.writing import link_or_copy
 
     module = "save_prune_retrain_model"
     with _logged(module):
@@ -96,15 +102,14 @@ def save_prune_retrain_model(pb_model: Any, outputs: Any, record_file: Any, save
         if read_record(record_file).layers:
             verification = verify(pruned, record=record_file)
             if not verification.ok:
-                raise SparsekitError(verification.summary(), where=os.fspath(pb_model))
+                raise SparsekitError(verification.summary(), where="pb_model")
             LOGGER.push_info_message(verification.summary(), module)
         else:
             LOGGER.push_warning_message("The record names no layer: the model is saved as it is, dense.", module)
-        path = save(pruned, f"{prefix}_pruned.pb")
-        second = path.with_name(path.name.replace("_pruned.pb", "_quantized.pb"))
-        link_or_copy(path, second)
-        LOGGER.push_info_message(f"The pruned model is saved as {prefix}_pruned.pb", module)
-        LOGGER.push_info_message(f"and, for scripts that expect the older name, as {second.name} beside it", module)
+        path, second = f"{prefix}_pruned.pb", f"{prefix}_quantized.pb"
+        save(pruned, path, second)
+        LOGGER.push_info_message(f"The pruned model is saved as {path}", module)
+        LOGGER.push_info_message(f"and, for scripts that expect the older name, as {second}", module)
 
 
 def _require(**arguments: Any) -> None:

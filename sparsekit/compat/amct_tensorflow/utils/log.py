@@ -33,7 +33,7 @@ class _WorkingDirectoryFile(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             LOG_FILE.parent.mkdir(exist_ok=True)
-            with LOG_FILE.open("a", encoding="utf-8") as file:
+            with LOG_FILE.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 print(self.format(record), file=file)
         except OSError as error:
             if not self._failed:

@@ -1,0 +1,164 @@
+"""The sparsekit command."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import sparsekit
+from sparsekit.cli import main
+from sparsekit.plugins import DISABLE_VARIABLE, default_registry
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Run the command in this process: (exit status, output)."""
+    monkeypatch.delenv(DISABLE_VARIABLE, raising=False)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        ended = CliRunner().invoke(main, list(arguments))
+        return ended.exit_code, ended.output
+
+    return run
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_names_every_command(command, flag):
+    status, output = command(flag)
+    assert status == 0
+    assert output.startswith("Usage: ")
+    assert {"plugins", "targets", "demo"} <= set(re.findall(r"^  (\w+)  ", output, re.MULTILINE))
+
+
+def test_the_version(command):
+    assert command("--version") == (0, f"sparsekit, version {sparsekit.__version__}\n")
+
+
+def test_plugins_lists_every_offer_with_its_distribution(command):
+    status, output = command("plugins")
+    assert status == 0
+    rows = [re.split(r"\s{2,}", line.strip()) for line in output.splitlines()]
+    assert ["op handler", "Conv2D", "sparsekit_ops.conv2d.Conv2D", "sparsekit", sparsekit.__version__] in rows
+    assert [
+        "criterion",
+        "magnitude",
+        "sparsekit_criteria.magnitude.Magnitude",
+        "sparsekit",
+        sparsekit.__version__,
+    ] in rows
+    registry = default_registry()
+    listed = {row[1] for row in rows if len(row) > 3}
+    assert listed >= {*registry.handlers, *registry.targets, *registry.criteria}
+
+
+def test_targets_lists_every_profile_and_whether_it_gains(command):
+    status, output = command("targets")
+    assert status == 0
+    rows = {parts[0]: parts for line in output.splitlines() if (parts := re.split(r"\s{2,}", line.strip()))}
+    for profile in default_registry().profiles:
+        assert rows[profile.name][1:3] == [profile.title, "2:4" if profile.gains else "no"]
+        assert all(chip in output for chip in profile.chips)
+    assert "SPARSEKIT_TARGET" in output
+
+
+@pytest.mark.parametrize("name", ["plugin", "prune", ""])
+def test_an_unknown_command_is_refused_in_a_line(command, name):
+    status, output = command(name)
+    assert status == 2
+    assert f"Error: No such command '{name}'." in output
+    assert "Traceback" not in output
+
+
+def test_no_command_shows_the_help(command):
+    _, output = command()
+    assert output.startswith("Usage: ")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plugins"], ["targets"], ["plugins", "--help"], ["--version"]])
+def test_tensorflow_is_not_imported(arguments):
+    code = f"""
+import sys
+from sparsekit.cli import main
+try:
+    main({arguments!r})
+except SystemExit as end:
+    assert not end.code, end.code
+bad = sorted(name for name in sys.modules if name.partition(".")[0] in ("tensorflow", "keras"))
+print("imported:", bad, file=sys.stderr)
+"""
+    ended = python(code)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == "imported: []\n"
+
+
+def test_the_installed_script_runs():
+    script = Path(sys.executable).with_name("sparsekit")
+    ended = subprocess.run([script, "targets"], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0
+    assert ended.stderr == ""
+    assert ended.stdout.splitlines()[0].split() == ["profile", "products", "gains", "from", "chips", "other", "names"]
+
+
+def broken_plugin(folder: Path) -> None:
+    (folder / "acme_broken.py").write_text("raise RuntimeError('no licence')\n")
+    info = folder / "acme_broken-2.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-broken\nVersion: 2.1\n")
+    (info / "entry_points.txt").write_text("[sparsekit]\nops = acme_broken\n")
+
+
+@pytest.mark.parametrize("subcommand", ["plugins", "targets"])
+def test_an_error_ends_in_one_line_and_the_way_out_works(tmp_path, subcommand):
+    broken_plugin(tmp_path)
+    code = f"from sparsekit.cli import main; main([{subcommand!r}])"
+    ended = python(code, PYTHONPATH=str(tmp_path))
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert ended.stderr == (
+        "Error: plugin 'ops' (acme_broken) of distribution acme-broken 2.1: failed to import (RuntimeError: no licence)"
+        ". Update or uninstall it, or leave it out with SPARSEKIT_DISABLE_PLUGINS=acme-broken:ops\n"
+    )
+    ended = python(code, PYTHONPATH=str(tmp_path), SPARSEKIT_DISABLE_PLUGINS="acme-broken:ops")
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_an_override_is_shown(tmp_path):
+    (tmp_path / "acme_ops.py").write_text(
+        "from sparsekit import OpHandler, hookimpl\n"
+        "class Mine(OpHandler):\n    op_types = ('MatMul',)\n"
+        "@hookimpl\ndef sparsekit_op_handlers():\n    return [Mine()]\n"
+    )
+    info = tmp_path / "acme_ops-2.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-ops\nVersion: 2.1\n")
+    (info / "entry_points.txt").write_text("[sparsekit]\nops = acme_ops\n")
+    ended = python("from sparsekit.cli import main; main(['plugins'])", PYTHONPATH=str(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r"MatMul +acme_ops\.Mine +acme-ops +2\.1 +overrides sparsekit\n", ended.stdout)
+
+
+def test_no_demo_in_an_installation_without_it_is_said_in_a_line(command, monkeypatch, tmp_path):
+    import sparsekit.cli
+
+    monkeypatch.setattr(sparsekit.cli, "__file__", str(tmp_path / "sparsekit" / "cli.py"))
+    assert command("demo") == (
+        1,
+        "Error: the demo is not part of this installation; run `make demo` in a checkout\n",
+    )
