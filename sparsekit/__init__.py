@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from sparsekit.criterion import Criterion
     from sparsekit.handler import Constraint, OpHandler, WeightSite
     from sparsekit.hookspecs import hookimpl
-    from sparsekit.live import PruneResult
     from sparsekit.pattern import Pattern
     from sparsekit.planning import LayerDecision, Plan
+    from sparsekit.result import PruneResult
     from sparsekit.target import TargetProfile
     from sparsekit.verification import LayerVerification, Verification
 
@@ -76,9 +76,9 @@ _HOMES = {
     "criterion": ("Criterion",),
     "handler": ("Constraint", "OpHandler", "WeightSite"),
     "hookspecs": ("hookimpl",),
-    "live": ("PruneResult",),
     "pattern": ("Pattern",),
     "planning": ("LayerDecision", "Plan"),
+    "result": ("PruneResult",),
     "target": ("TargetProfile",),
     "verification": ("LayerVerification", "Verification"),
 }

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
-from sparsekit.artefact.graph_def import load_graph_def, save
+from sparsekit.artefact.deployed import read_deployed
+from sparsekit.artefact.graph_def import is_graph_def, load_graph_def, save
+from sparsekit.artefact.model import Model, open_model
 from sparsekit.config import PruneConfig, load_config
 from sparsekit.graph.forward import forward_nodes, output_names
 from sparsekit.graph.node import ProtoGraph
-from sparsekit.live import PruneResult, plan_live, prune_live
-from sparsekit.planning import Plan
+from sparsekit.live import plan_live, prune_live
+from sparsekit.one_shot import prune_model
+from sparsekit.planning import Plan, Planning, make_plan
 from sparsekit.plugins import default_registry
 from sparsekit.record import Record, read_record
+from sparsekit.result import PruneResult
 from sparsekit.stripping import strip_masks
-from sparsekit.target import choose_target, warn_or_refuse
-from sparsekit.verification import Verification, verify_graph
-
-if TYPE_CHECKING:
-    import tensorflow as tf
+from sparsekit.target import ChosenTarget, choose_target, warn_or_refuse
+from sparsekit.verification import Verification, verify_deployed, verify_model
+from sparsekit.writing import write_whole
 
 Path: TypeAlias = str | os.PathLike[str]
 Config: TypeAlias = PruneConfig | Mapping[str, Any] | Path | None
@@ -27,11 +29,11 @@ Config: TypeAlias = PruneConfig | Mapping[str, Any] | Path | None
 __all__ = ["plan", "prune", "save", "strip", "verify"]
 
 
-def plan(graph: tf.Graph, cfg: Config = None, *, outputs: Any = None, target: str | None = None) -> Plan:
+def plan(model: Any, cfg: Config = None, *, outputs: Any = None, target: str | None = None) -> Plan:
     """Decide what :func:`prune` would do, and edit nothing.
 
     Args:
-        graph: a ``tf.Graph``.
+        model: a ``tf.Graph``, a GraphDef, the path of a frozen .pb or .pbtxt, or the folder of a SavedModel.
         cfg: a PruneConfig, a dict, the path of a TOML file (``.toml``) or of an AMCT text file (any other name),
             or None: 2:4 by magnitude everywhere.
         outputs: the operations whose results are used: names, tensors or operations. None: every op that no
@@ -45,15 +47,14 @@ def plan(graph: tf.Graph, cfg: Config = None, *, outputs: Any = None, target: st
     Raises:
         ConfigError: the config cannot be used, or names layers, types or criteria that do not exist.
         GraphError: not a graph, or an output that is not in it.
+        MissingFileError, ModelError: a file cannot be read.
         TargetError: an unknown target.
     """
-    config, registry = load_config(cfg), default_registry()
-    chosen = choose_target(target, config.target, os.environ, registry.profiles)
-    return plan_live(graph, config, output_names(outputs), registry, chosen.profile if chosen else None).plan
+    return _decide(model, cfg, outputs, target)[0].plan
 
 
 def prune(
-    graph: tf.Graph,
+    model: Any,
     cfg: Config = None,
     *,
     outputs: Any = None,
@@ -61,35 +62,59 @@ def prune(
     record: Path | None = None,
     strict_target: bool = False,
 ) -> PruneResult:
-    """Insert masks into a training or inference graph, in place. Call it before gradients are built.
+    """Prune a live graph for retraining, or a model at rest in one shot.
 
+    A ``tf.Graph``, training or inference, is edited in place: masks are inserted. Call it before gradients are built.
     The masks are chosen inside the graph at the first training batch (and every ``update_freq`` batches where the
     config says so). In the inference graph the same call makes the same variables, so that a checkpoint of the
     training graph restores into it.
 
+    Of a model at rest (a GraphDef, a frozen .pb or .pbtxt, a SavedModel's folder) the weights are pruned without
+    retraining: masks are chosen from them and zeros written in their place, nothing else changes. It is not modified;
+    the result holds the pruned one.
+
     Args:
-        graph, cfg, outputs, target: as for :func:`plan`.
+        model, cfg, outputs, target: as for :func:`plan`.
         record: where to write the record of the pruned layers (AMCT's text format); None: nowhere.
         strict_target: raise instead of warning where the target does not gain.
 
     Returns:
-        The plan, the new variables and their initializer.
+        The plan; for a live graph the new variables and their initializer, for a model at rest the pruned one.
 
     Raises:
-        ConfigError, GraphError, TargetError: as for :func:`plan`; also a graph that is finalized, was pruned before
-            or already has gradients. The graph is as it was.
+        ConfigError, GraphError, TargetError, MissingFileError, ModelError: as for :func:`plan`; also a live graph that
+            is finalized, was pruned before or already has gradients, and weights that are not finite. The graph is as
+            it was.
         UnsupportedTargetError: with ``strict_target``, a target without a gain.
         SaveError: the record cannot be written; the graph is as it was.
 
     Warns:
         UnsupportedTargetWarning: the target has no gain from the pattern; once a call.
     """
+    planning, opened, chosen = _decide(model, cfg, outputs, target)
+    registry = default_registry()
+    patterns = {str(decision.pattern) for decision in planning.plan.pruned} or {"2:4"}
+    warn_or_refuse(chosen, registry.profiles, patterns=sorted(patterns), strict=strict_target)
+    if opened is None:
+        return prune_live(model, planning, registry, record)
+    pruned = prune_model(opened, planning.layers, registry)
+    if record is not None:
+        write_whole(record, Record.of(planning.plan).to_text().encode())
+    return PruneResult(planning.plan, model=pruned)
+
+
+def _decide(
+    model: Any, cfg: Config, outputs: Any, target: str | None
+) -> tuple[Planning, Model | None, ChosenTarget | None]:
+    """The plan of a live graph or of a model at rest, the latter opened."""
     config, registry = load_config(cfg), default_registry()
     chosen = choose_target(target, config.target, os.environ, registry.profiles)
-    planning = plan_live(graph, config, output_names(outputs), registry, chosen.profile if chosen else None)
-    patterns = {str(decision.pattern) for decision in planning.plan.pruned} or {str(config.pattern)}
-    warn_or_refuse(chosen, registry.profiles, patterns=sorted(patterns), strict=strict_target)
-    return prune_live(graph, planning, registry, record)
+    profile = chosen.profile if chosen else None
+    names = output_names(outputs)
+    if not (isinstance(model, (str, os.PathLike)) or is_graph_def(model)):
+        return plan_live(model, config, names, registry, profile), None, chosen
+    opened = open_model(model)
+    return make_plan(opened.view, config, names, registry, profile), opened, chosen
 
 
 def strip(masked: Any, *, record: Path | None = None, outputs: Any = None) -> Any:
@@ -118,11 +143,14 @@ def strip(masked: Any, *, record: Path | None = None, outputs: Any = None) -> An
 
 
 def verify(model: Any, *, record: Path | None = None, cfg: Config = None, outputs: Any = None) -> Verification:
-    """Check that the weights of a frozen graph follow their pattern, along the right axis.
+    """Check that the weights of a model at rest follow their pattern, along the right axis.
 
     Args:
-        model: a GraphDef or the path of a .pb.
-        record: the layers that must be sparse. Without one: all that ``cfg`` would prune.
+        model: a GraphDef, the path of a frozen .pb or .pbtxt, or the folder of a SavedModel, of which every copy of a
+            weight is looked at that a loader would serve; or the path of a .tflite or .onnx file, whose layers are
+            looked at along the contraction axis of that format, zero points subtracted.
+        record: the layers that must be sparse. Without one: all that ``cfg`` would prune. Files in a deployment format
+            keep no names: there all layers must be, and of ``cfg`` only the pattern counts.
         cfg: as for :func:`plan`.
         outputs: look only at what lies behind these operations.
 
@@ -132,11 +160,15 @@ def verify(model: Any, *, record: Path | None = None, cfg: Config = None, output
     Raises:
         MissingFileError, ModelError, RecordError, ConfigError, GraphError: a file or argument cannot be used.
     """
-    return verify_graph(
-        load_graph_def(model),
+    config = load_config(cfg)
+    deployed = read_deployed(model)
+    if deployed is not None:
+        return verify_deployed(deployed, config.pattern)
+    return verify_model(
+        open_model(model),
         default_registry(),
         record=_record(record),
-        config=load_config(cfg),
+        config=config,
         outputs=output_names(outputs),
     )
 

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from sparsekit.planning import Plan
     from sparsekit.plugins import Registered
+
+
+class _Refused(click.ClickException):
+    exit_code = 2  # 1 is an answer: `verify` says with it that a model is not sparse
 
 
 class _Commands(click.Group):
@@ -26,7 +31,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(context)
         except SparsekitError as error:
-            raise click.ClickException(str(error)) from error
+            raise _Refused(str(error)) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -93,6 +98,100 @@ def targets() -> None:
     click.echo(
         "\nAsk by any of these names: target=..., target in a config, or the environment variable SPARSEKIT_TARGET."
     )
+
+
+_MODEL = click.argument("model", type=click.Path(path_type=Path))
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+_CONFIG = click.option("--config", type=click.Path(path_type=Path), help="A TOML file, or AMCT's text format.")
+_TARGET = click.option("--target", help="A product, chip or profile name; see `sparsekit targets`.")
+_OUTPUTS = click.option("--outputs", help="Comma-separated operations whose results are used; default: all.")
+_RECORD = click.option("--record", type=click.Path(path_type=Path), help="The record of the pruned layers.")
+
+
+@main.command()
+@_MODEL
+@_CONFIG
+@_TARGET
+@_OUTPUTS
+@_JSON
+def plan(model: Path, config: Path | None, target: str | None, outputs: str | None, as_json: bool) -> None:
+    """Say which layers of MODEL would be pruned, and why not the others.
+
+    MODEL is a frozen .pb or .pbtxt, or the folder of a SavedModel.
+    """
+    import sparsekit
+
+    _print_plan(sparsekit.plan(model, config, outputs=_names(outputs), target=target), as_json)
+
+
+@main.command()
+@_MODEL
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where the pruned model goes.")
+@_CONFIG
+@_TARGET
+@_OUTPUTS
+@click.option("--record", type=click.Path(path_type=Path), help="Where to write the record of the pruned layers.")
+@_JSON
+def prune(
+    model: Path,
+    output: Path,
+    config: Path | None,
+    target: str | None,
+    outputs: str | None,
+    record: Path | None,
+    as_json: bool,
+) -> None:
+    """Prune MODEL in one shot: choose masks from its weights and write zeros. MODEL itself stays as it is."""
+    import sparsekit
+
+    result = sparsekit.prune(model, config, outputs=_names(outputs), target=target, record=record)
+    result.save(output)
+    _print_plan(result.plan, as_json)
+    if not as_json:
+        click.echo(f"Saved as {output}.")
+
+
+@main.command()
+@click.argument("masked", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where the pruned .pb goes.")
+@_RECORD
+@_OUTPUTS
+def strip(masked: Path, output: Path, record: Path | None, outputs: str | None) -> None:
+    """Take the masks out of MASKED, a frozen .pb that was retrained with them, and write zeros in its weights."""
+    import sparsekit
+
+    pruned = sparsekit.strip(masked, record=record, outputs=_names(outputs))
+    sparsekit.save(pruned, output)
+    click.echo(f"Saved as {output}.")
+
+
+@main.command()
+@_MODEL
+@_RECORD
+@_CONFIG
+@_OUTPUTS
+@_JSON
+def verify(model: Path, record: Path | None, config: Path | None, outputs: str | None, as_json: bool) -> None:
+    """Say whether the weights of MODEL follow their pattern. Exit status: 0 sparse, 1 not, 2 could not tell.
+
+    MODEL is a frozen .pb or .pbtxt, the folder of a SavedModel, a .tflite or an .onnx file.
+    """
+    import sparsekit
+    from sparsekit.table import to_json
+
+    found = sparsekit.verify(model, record=record, cfg=config, outputs=_names(outputs))
+    click.echo(to_json(found, status=found.status, summary=found.summary()) if as_json else str(found))
+    sys.exit({"sparse": 0, "not sparse": 1}.get(found.status, 2))
+
+
+def _print_plan(plan: Plan, as_json: bool) -> None:
+    from sparsekit.table import to_json
+
+    click.echo(to_json(plan, summary=plan.summary()) if as_json else str(plan))
+
+
+def _names(outputs: str | None) -> list[str] | None:
+    return None if outputs is None else [name.strip() for name in outputs.split(",") if name.strip()]
 
 
 @main.command()

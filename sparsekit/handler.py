@@ -11,7 +11,7 @@ A new op is one subclass of :class:`OpHandler`, returned from the hook ``sparsek
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
@@ -78,6 +78,13 @@ class OpHandler:
     def group_axis(self, node: Node) -> int:
         """The input-channel axis of the weight as this op sees it; groups of m run along it."""
         raise NotImplementedError(f"{type(self).__name__} must say along which axis its weight is grouped")
+
+    def weight_sites(self, node: Node) -> Sequence[tuple[int, int]]:
+        """Where the weight may be: (index of the input, group axis there), the first static one counts.
+
+        Override it only for ops that take their weight in one place or another.
+        """
+        return ((self.weight_input, self.group_axis(node)),)
 
     def insert_mask(self, site: WeightSite, masked: tf.Tensor) -> None:
         """Let the op of a live graph use ``masked``, the weight times its mask.

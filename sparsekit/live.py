@@ -7,7 +7,6 @@ import logging
 import os
 from typing import Any
 
-import attrs
 import tensorflow as tf
 
 from sparsekit.config import PruneConfig
@@ -17,36 +16,23 @@ from sparsekit.graph.forward import differentiated
 from sparsekit.graph.node import LiveGraph
 from sparsekit.insertion import insert_masks
 from sparsekit.masking import SCOPE
-from sparsekit.planning import Plan, Planning, make_plan
+from sparsekit.planning import Planning, make_plan
 from sparsekit.plugins import Registry
-from sparsekit.record import LayerRecord, Record
+from sparsekit.record import Record
+from sparsekit.result import PruneResult
 from sparsekit.target import TargetProfile
 from sparsekit.writing import staged
 
 _log = logging.getLogger("sparsekit")
 
 
-@attrs.frozen(eq=False)
-class PruneResult:
-    """What :func:`sparsekit.prune` did to a live graph.
-
-    A session that ran anything of the graph before does not see the edit: open a new one.
-
-    Attributes:
-        plan: every layer with its decision.
-        variables: the new variables, a mask and a batch count per pruned layer.
-        initializer: an operation that initializes ``variables`` alone, for a session whose other variables were
-            restored or initialized in another way.
-    """
-
-    plan: Plan
-    variables: tuple[tf.Variable, ...]
-    initializer: tf.Operation = attrs.field(repr=False)
-
-    def __str__(self) -> str:
-        return (
-            f"{self.plan}\n{len(self.variables)} new variables. Build gradients and sessions after this; a session "
-            "that already ran this graph would not see the masks."
+def require_live(graph: Any) -> None:
+    """Raises GraphError where ``graph`` is no ``tf.Graph``."""
+    if not isinstance(graph, tf.Graph):
+        raise GraphError(
+            f"got {type(graph).__name__}",
+            where="graph",
+            expected="a tf.Graph, such as tf.compat.v1.get_default_graph()",
         )
 
 
@@ -62,12 +48,7 @@ def plan_live(
     Raises:
         GraphError: it is no ``tf.Graph``.
     """
-    if not isinstance(graph, tf.Graph):
-        raise GraphError(
-            f"got {type(graph).__name__}",
-            where="graph",
-            expected="a tf.Graph, such as tf.compat.v1.get_default_graph()",
-        )
+    require_live(graph)
     return make_plan(LiveGraph(graph), config, outputs, registry, target)
 
 
@@ -81,8 +62,7 @@ def prune_live(
         SaveError: the record cannot be written; the graph is as it was.
     """
     _check(graph, planning, registry)
-    layers = tuple(LayerRecord(d.name, d.shape or (), d.pattern) for d in planning.plan.pruned if d.pattern is not None)
-    text = Record(layers).to_text().encode()
+    text = Record.of(planning.plan).to_text().encode()
     with contextlib.nullcontext() if record is None else staged(record, text):
         variables = insert_masks(graph, planning.layers, registry)
         with pristine_scope(graph, SCOPE):

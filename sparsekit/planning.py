@@ -12,7 +12,7 @@ import attrs
 from sparsekit.config import LayerSettings, PruneConfig, names_in_use
 from sparsekit.errors import ConfigError, near_matches
 from sparsekit.graph.forward import forward_nodes
-from sparsekit.graph.node import FunctionView, GraphView, Node
+from sparsekit.graph.node import FunctionView, GraphView, LiveGraph, Node
 from sparsekit.graph.trace import Tracer, Untraceable, WeightSource, hands_on
 from sparsekit.handler import OpHandler, WeightSite
 from sparsekit.pattern import Pattern
@@ -227,11 +227,11 @@ def _examine(node: Node, config: PruneConfig, registry: Registry, tracer: Tracer
     handler = registry.handler(node.op)
     assert handler is not None
     settings, skipped_by = config.settings_for(node.path, node.op)
-    source = tracer.trace(node, handler.weight_input, handler.group_axis(node))
-    if isinstance(source, Untraceable):
-        site, reason, message = None, source.reason, f"{node.path}: {source.message}."
+    found = _locate(node, handler, tracer)
+    if isinstance(found, Untraceable):
+        site, reason, message = None, found.reason, f"{node.path}: {found.message}."
     else:
-        site = WeightSite(node, handler.weight_input, source)
+        site = found
         reason, message = _obstacle(site, handler, settings)
     if skipped_by:
         reason, message = (
@@ -241,6 +241,17 @@ def _examine(node: Node, config: PruneConfig, registry: Registry, tracer: Tracer
     elif not settings.prune:
         reason, message = "not-configured", f"{node.path}: the config does not ask for this layer."
     return _Use(node, handler, settings, site, reason, message)
+
+
+def _locate(node: Node, handler: OpHandler, tracer: Tracer) -> WeightSite | Untraceable:
+    """The op's static weight; where there is none, why its usual place holds none."""
+    obstacle: Untraceable | None = None
+    for weight_input, axis in handler.weight_sites(node):
+        source = tracer.trace(node, weight_input, axis)
+        if not isinstance(source, Untraceable):
+            return WeightSite(node, weight_input, source)
+        obstacle = obstacle or source
+    return obstacle or Untraceable("weight-missing", "its handler names no place for a weight")
 
 
 def _obstacle(site: WeightSite, handler: OpHandler, settings: LayerSettings) -> tuple[str, str]:
@@ -255,6 +266,8 @@ def _obstacle(site: WeightSite, handler: OpHandler, settings: LayerSettings) -> 
             f"{name}: its weight '{source.name}' is stored as {source.dtype}; masks need "
             f"{' or '.join(handler.weight_dtypes)} (a {handler.weight_dtypes[0]} variable behind a cast is fine).",
         )
+    if source.read.out_of_reach and isinstance(site.node.root, LiveGraph):
+        return source.read.out_of_reach.reason, f"{name}: {source.read.out_of_reach.message}."
     if any(leaf.in_control_flow for leaf in (*source.leaves, source.tensor.node)):
         return (
             "read-inside-control-flow",
@@ -384,5 +397,5 @@ def _how_pruned(uses: list[_Use]) -> str:
         left = "stay" if tail <= pattern.n else f"keep {pattern.n}"
         text += f"; the last {tail} of {length} input channels {left}"
     if len(uses) > 1:
-        text += f"; one mask for {', '.join(u.node.path for u in uses)}"
+        text += f"; one mask for the {len(uses)} ops that use it"
     return text + "."

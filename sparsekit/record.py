@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from google.protobuf import text_format
@@ -15,6 +15,9 @@ from sparsekit._amct_messages import Field, enum_values, new_message, parse
 from sparsekit.config import read_text
 from sparsekit.errors import ConfigError, RecordError
 from sparsekit.pattern import PATTERN_2_4, Pattern
+
+if TYPE_CHECKING:
+    from sparsekit.planning import Plan
 
 _NOTHING_PRUNED = "# No layer is pruned."
 _MAX_DIMENSION = 2**63 - 1  # ints are int64
@@ -85,6 +88,11 @@ class Record:
             if layer.name in names:
                 raise RecordError("the layer is recorded twice", where=layer.name)
             names.add(layer.name)
+
+    @classmethod
+    def of(cls, plan: Plan) -> Record:
+        """The record of the layers that a plan prunes."""
+        return cls(tuple(LayerRecord(d.name, d.shape or (), d.pattern or PATTERN_2_4) for d in plan.pruned))
 
     def to_text(self) -> str:
         """The record as AMCT writes it; a pattern other than 2:4 adds an attribute that AMCT lacks."""

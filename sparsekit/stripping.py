@@ -7,14 +7,15 @@ from typing import Any
 
 import attrs
 import numpy as np
-from tensorflow.core.framework import graph_pb2, tensor_pb2
 
+from sparsekit.artefact.rewriting import Edits, rewritten
 from sparsekit.errors import ModelError, RecordError, near_matches
 from sparsekit.gradient import BATCH, MASK
 from sparsekit.graph.node import Node, ProtoGraph
 from sparsekit.graph.trace import MASK_ATTRIBUTE, Read, Tracer, Untraceable, hands_on
 from sparsekit.handler import OpHandler
 from sparsekit.masking import SCOPE, MaskDescription
+from sparsekit.one_shot import refuse_non_finite
 from sparsekit.pattern import check, keep_mask
 from sparsekit.plugins import Registry
 from sparsekit.record import Record
@@ -63,7 +64,7 @@ def strip_masks(
         if name in removed:
             raise ModelError(f"'{name}' is an op of a mask, which strip takes out", where="outputs")
     tracer = Tracer()
-    edits = _Edits()
+    edits = Edits()
     due = 0
     for layer in layers:
         due += _fold(layer, view, removed, frozenset(outputs or ()), tracer, registry, edits)
@@ -74,19 +75,8 @@ def strip_masks(
             due,
             len(layers),
         )
-    return _rewritten(masked, removed, edits)
-
-
-@attrs.define
-class _Edits:
-    """What changes in the nodes that stay."""
-
-    values: dict[str, np.ndarray] = attrs.Factory(dict)
-    """New values of constants."""
-    inputs: dict[str, str] = attrs.Factory(dict)
-    """For a mask's multiply, what its readers read instead."""
-    added: list[tuple[str, str, np.ndarray]] = attrs.Factory(list)
-    """New constants: (the constant to stand beside, name, value)."""
+    edits.removed |= removed
+    return rewritten(masked, edits)
 
 
 def _masked_layers(view: ProtoGraph) -> list[_MaskedLayer]:
@@ -165,7 +155,7 @@ def _fold(
     outputs: frozenset[str],
     tracer: Tracer,
     registry: Registry,
-    edits: _Edits,
+    edits: Edits,
 ) -> bool:
     """Fold one mask into its weight; returns whether it was due to be chosen again."""
     reads = [_read(multiply, tracer) for multiply in layer.multiplies]
@@ -177,13 +167,7 @@ def _fold(
             expected="a frozen graph",
             hint="Freeze it with tf.compat.v1.graph_util.convert_variables_to_constants.",
         )
-    if not np.isfinite(weight).all():
-        bad = int(weight.size - np.isfinite(weight).sum())
-        raise ModelError(
-            f"{bad} of {weight.size} values of its weight '{reads[0].leaves[0].name}' are NaN or infinite",
-            where=layer.name,
-            hint="Training has diverged; go back to a checkpoint with finite weights.",
-        )
+    refuse_non_finite(weight, layer.name, reads[0].leaves[0].name)
     mask, due = _mask(layer, view, weight, registry)
     node = view.node(layer.name)
     handler = (registry.handler(node.op) if node else None) or OpHandler()
@@ -192,7 +176,7 @@ def _fold(
     for multiply, read in zip(layer.multiplies, reads, strict=True):
         edits.inputs[multiply.name] = multiply.definition.input[0]  # type: ignore[attr-defined]
         if alone:
-            edits.values |= read.split(pruned)
+            edits.values |= {leaf.location: part for leaf, part in read.split(pruned)}
     if not alone:
         # Somebody else reads the dense weight (a loss that was frozen with the graph): it must stay for them.
         leaf = reads[0].leaves[0].name
@@ -270,59 +254,3 @@ def _read_by_others(leaf: Node, removed: set[str], outputs: frozenset[str]) -> b
                 return True
             nodes.append(reader)
     return False
-
-
-def _rewritten(masked: Any, removed: set[str], edits: _Edits) -> Any:
-    """A new GraphDef without the removed nodes."""
-    pruned = graph_pb2.GraphDef()
-    pruned.versions.CopyFrom(masked.versions)
-    if masked.HasField("library"):
-        pruned.library.CopyFrom(masked.library)
-    beside: dict[str, list[tuple[str, np.ndarray]]] = {}
-    for leaf, name, value in edits.added:
-        beside.setdefault(leaf, []).append((name, value))
-    for node in masked.node:
-        if node.name in removed:
-            continue
-        if node.name in edits.values:
-            _add_constant(pruned, node, node.name, edits.values[node.name])
-        else:
-            copy = pruned.node.add()
-            copy.CopyFrom(node)
-            _redirect(copy, removed, edits.inputs)
-        for name, value in beside.get(node.name, ()):
-            _add_constant(pruned, node, name, value)
-    return pruned
-
-
-def _add_constant(graph_def: Any, like: Any, name: str, value: np.ndarray) -> None:
-    """A constant with the attributes of ``like``; its old value is never copied."""
-    node = graph_def.node.add(name=name, op=like.op, device=like.device, input=like.input)
-    for key, attribute in like.attr.items():
-        if key != "value":
-            node.attr[key].CopyFrom(attribute)
-    old = like.attr["value"].tensor
-    tensor = tensor_pb2.TensorProto(dtype=old.dtype, tensor_content=np.ascontiguousarray(value).tobytes())
-    tensor.tensor_shape.CopyFrom(old.tensor_shape)
-    if tuple(d.size for d in old.tensor_shape.dim) != value.shape:
-        del tensor.tensor_shape.dim[:]
-        for size in value.shape:
-            tensor.tensor_shape.dim.add(size=size)
-    node.attr["value"].tensor.CopyFrom(tensor)
-    if like.HasField("experimental_debug_info"):
-        node.experimental_debug_info.CopyFrom(like.experimental_debug_info)
-
-
-def _redirect(node: Any, removed: set[str], inputs: dict[str, str]) -> None:
-    for index, text in enumerate(node.input):
-        name = text.removeprefix("^").partition(":")[0]
-        if name not in removed:
-            continue
-        if name not in inputs or text.startswith("^"):
-            raise ModelError(
-                f"reads '{text}', an op of the mask",
-                where=node.name,
-                expected="masks to be read by masked layers alone",
-                hint="Freeze the graph with the outputs of the model only.",
-            )
-        node.input[index] = inputs[name]

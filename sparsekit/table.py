@@ -1,9 +1,16 @@
-"""Plain tables for terminals and logs."""
+"""Results for people and for programs: plain tables, and JSON."""
 
 from __future__ import annotations
 
 import io
+import json
+import math
 from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from sparsekit.pattern import Pattern
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
@@ -27,3 +34,20 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int 
     Console(file=stream, width=width or 100_000, color_system=None, markup=False, emoji=False).print(table)
     lines = (line.rstrip() for line in stream.getvalue().splitlines())
     return "".join(f"{line}\n" for line in lines if line)
+
+
+def to_json(result: Any, **more: Any) -> str:
+    """A result as one JSON document: its fields by name, and ``more``."""
+    return json.dumps({**more, **_plain(result)}, indent=2, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (str, int, bool)) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None  # JSON has no NaN
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value if not callable(item)]
+    if attrs.has(type(value)) and not isinstance(value, Pattern):
+        return {field.name: _plain(getattr(value, field.name)) for field in attrs.fields(type(value))}
+    return str(value)

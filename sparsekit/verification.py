@@ -1,15 +1,17 @@
-"""Is a frozen graph sparse? Read from its weights, never from a stored mask."""
+"""Is a model sparse? Read from its weights, never from a stored mask."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
 
+from sparsekit.artefact.deployed import DeployedLayer
+from sparsekit.artefact.model import Model
 from sparsekit.config import PruneConfig
 from sparsekit.errors import RecordError, near_matches
-from sparsekit.graph.node import ProtoGraph
-from sparsekit.pattern import Pattern, check
+from sparsekit.pattern import GroupCheck, Pattern, check
 from sparsekit.planning import LayerDecision, Planning, make_plan
 from sparsekit.plugins import Registry
 from sparsekit.record import Record
@@ -23,6 +25,7 @@ class LayerVerification:
     Attributes:
         name, op_type, shape, axis, pattern: as in the plan.
         ok: every group follows the pattern and every value is finite.
+        seen: its weights could be read (or their state is known without: masks not yet stripped).
         groups: groups along the axis, a shorter one at its end included.
         violations: groups with too many non-zeros.
         density: non-zeros / size; NaN where no weights could be read.
@@ -36,6 +39,7 @@ class LayerVerification:
     axis: int | None
     pattern: Pattern
     ok: bool
+    seen: bool = True
     groups: int = 0
     violations: int = 0
     density: float = float("nan")
@@ -60,10 +64,20 @@ class Verification:
         """All layers are sparse. With no layer to look at, nothing was shown: False."""
         return bool(self.layers) and all(layer.ok for layer in self.layers)
 
+    @property
+    def status(self) -> str:
+        """ "sparse", "not sparse", or "unknown" where weights could not be read and no other layer fails."""
+        if any(layer.seen and not layer.ok for layer in self.layers):
+            return "not sparse"
+        return "sparse" if self.ok else "unknown"
+
     def summary(self) -> str:
         """One sentence."""
         if not self.layers:
             return "Could not tell: no layer was found that should be sparse."
+        if self.status == "unknown":
+            unseen = [layer for layer in self.layers if not layer.seen]
+            return f"Could not tell: the weights of {len(unseen)} of {len(self.layers)} layers could not be read."
         bad = [layer.name for layer in self.layers if not layer.ok]
         if bad:
             return f"NOT sparse: {len(bad)} of {len(self.layers)} layers fail ({', '.join(bad[:5])})."
@@ -90,18 +104,18 @@ class Verification:
         return f"{table}{self.summary()}{' Not looked at:' + dense if dense else ''}"
 
 
-def verify_graph(
-    graph_def: Any,
+def verify_model(
+    model: Model,
     registry: Registry,
     *,
     record: Record | None = None,
     config: PruneConfig | None = None,
     outputs: tuple[str, ...] | None = None,
 ) -> Verification:
-    """Check the weights of a frozen graph.
+    """Check the weights of a model at rest.
 
     Args:
-        graph_def: the frozen GraphDef.
+        model: the model.
         registry: the plugins.
         record: the layers that should be sparse. Without one: those that ``config`` would prune.
         config: None for 2:4 everywhere.
@@ -109,14 +123,28 @@ def verify_graph(
 
     Raises:
         RecordError: the record names a layer that the graph does not have, or another shape.
+        ModelError: a stored weight is damaged.
     """
-    planning = make_plan(ProtoGraph(graph_def), config or PruneConfig(), outputs, registry)
+    planning = make_plan(model.view, config or PruneConfig(), outputs, registry)
     expected = _recorded(planning, record) if record else _planned(planning)
     names = {decision.name for decision, _ in expected}
     return Verification(
-        layers=tuple(_look_at(decision, pattern, planning) for decision, pattern in expected),
+        layers=tuple(_look_at(decision, pattern, planning, model) for decision, pattern in expected),
         skipped=tuple(d for d in planning.plan.skipped if d.name not in names),
     )
+
+
+def verify_deployed(layers: Sequence[DeployedLayer], pattern: Pattern) -> Verification:
+    """Check the weights of a file in a deployment format, along the contraction axis of that format."""
+    return Verification(tuple(_look_at_deployed(layer, pattern) for layer in layers if not layer.exempt))
+
+
+def _look_at_deployed(layer: DeployedLayer, pattern: Pattern) -> LayerVerification:
+    fields = {name: getattr(layer, name) for name in ("name", "op_type", "shape", "axis")}
+    if not layer.readable or layer.axis is None:
+        message = f"{layer.name}: {layer.obstacle or 'its layout is not known'}."
+        return LayerVerification(**fields, pattern=pattern, ok=False, seen=False, message=message)
+    return _judged(fields, pattern, [(layer.name, check(layer.values(), layer.axis, pattern))])
 
 
 def _planned(planning: Planning) -> list[tuple[LayerDecision, Pattern]]:
@@ -150,32 +178,44 @@ def _recorded(planning: Planning, record: Record) -> list[tuple[LayerDecision, P
     return found
 
 
-def _look_at(decision: LayerDecision, pattern: Pattern, planning: Planning) -> LayerVerification:
+def _look_at(decision: LayerDecision, pattern: Pattern, planning: Planning, model: Model) -> LayerVerification:
     fields = {name: getattr(decision, name) for name in ("name", "op_type", "shape", "axis")}
     site = planning.sites.get(decision.name)
     if site is None:
-        return LayerVerification(**fields, pattern=pattern, ok=False, message=decision.message)
-    weight = site.source.read.value()
-    if weight is None:
-        return LayerVerification(
-            **fields,
-            pattern=pattern,
-            ok=False,
-            message=f"{decision.name}: its weight '{site.source.name}' is a variable; freeze the graph first.",
-        )
-    found = check(weight, site.source.axis, pattern)
-    message = ""
-    if found.violations:
-        message = f"{found.violations} of {found.groups} groups hold more than {pattern.n} non-zeros"
-    if not found.finite:
-        message += f"{', ' if message else ''}NaN or infinity in '{site.source.name}'"
+        masked = decision.reason == "already-masked"
+        return LayerVerification(**fields, pattern=pattern, ok=False, seen=masked, message=decision.message)
+    obstacle = model.obstacle(site.source.read)
+    if obstacle:
+        message = f"{decision.name}: {obstacle}."
+        return LayerVerification(**fields, pattern=pattern, ok=False, seen=False, message=message)
+    checks = [
+        (place or site.source.name, check(weight, site.source.axis, pattern))
+        for place, weight in model.values(site.source.read)
+    ]
+    return _judged(fields, pattern, checks)
+
+
+def _judged(fields: dict[str, Any], pattern: Pattern, checks: list[tuple[str, GroupCheck]]) -> LayerVerification:
+    # Of several copies the worst counts: each is what one kind of loader serves.
+    worst = max((found for _, found in checks), key=lambda found: (not found.finite, found.violations, found.density))
+    texts = [_failing(found, place, pattern, len(checks)) for place, found in checks]
     return LayerVerification(
         **fields,
         pattern=pattern,
-        ok=not message,
-        groups=found.groups,
-        violations=found.violations,
-        density=found.density,
-        finite=found.finite,
-        message=message,
+        ok=not any(texts),
+        groups=worst.groups,
+        violations=worst.violations,
+        density=worst.density,
+        finite=worst.finite,
+        message="; ".join(text for text in texts if text),
     )
+
+
+def _failing(found: GroupCheck, place: str, pattern: Pattern, copies: int) -> str:
+    parts = []
+    if found.violations:
+        parts.append(f"{found.violations} of {found.groups} groups hold more than {pattern.n} non-zeros")
+    if not found.finite:
+        parts.append(f"NaN or infinity in '{place}'")
+    text = ", ".join(parts)
+    return f"{text} (in the copy '{place}')" if text and copies > 1 else text

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from sparsekit.errors import SaveError
+from sparsekit.errors import SaveError, SparsekitError
 
 
 @contextlib.contextmanager
@@ -49,6 +51,56 @@ def staged(path: str | os.PathLike[str], data: bytes, second: str | os.PathLike[
         for written, place in moves:
             with _explained(place):
                 os.replace(written, place)
+
+
+@contextlib.contextmanager
+def staged_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A new folder beside ``path`` to be filled; it takes its place when the block ends without an error.
+
+    Missing parent folders are made. What stood at ``path`` is exchanged for it in one step and then removed.
+
+    Raises:
+        SaveError: it cannot be written there; whatever stood at ``path`` is untouched.
+    """
+    with _explained(path):
+        final = Path(os.path.realpath(path))
+        if final.exists() and not final.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "Not a folder")
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".sparsekit.", suffix=".tmp", dir=final.parent))
+        temporary.chmod(_usual_mode(final) | 0o111 if not final.exists() else final.stat().st_mode & 0o777)
+    try:
+        with _explained(path):
+            yield temporary
+        with _explained(path):
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _flush(file)
+            if final.exists():
+                _exchange(temporary, final)
+            else:
+                os.rename(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders in one step where the system can, in two where it cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    at_working_directory, exchange = -100, 2
+    if hasattr(libc, "renameat2"):
+        names = (at_working_directory, os.fsencode(new), at_working_directory, os.fsencode(old))
+        if libc.renameat2(*names, exchange) == 0:
+            return
+    aside = new.with_name(f"{new.name}.old")
+    os.rename(old, aside)
+    os.rename(new, old)
+    os.rename(aside, new)
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes, second: str | os.PathLike[str] | None = None) -> Path:
@@ -106,6 +158,8 @@ def _usual_mode(path: Path) -> int:
 def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
+    except SparsekitError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or str(error)
         raise SaveError(

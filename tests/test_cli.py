@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -78,7 +79,7 @@ def test_targets_lists_every_profile_and_whether_it_gains(command):
     assert "SPARSEKIT_TARGET" in output
 
 
-@pytest.mark.parametrize("name", ["plugin", "prune", ""])
+@pytest.mark.parametrize("name", ["plugin", "prunes", ""])
 def test_an_unknown_command_is_refused_in_a_line(command, name):
     status, output = command(name)
     assert status == 2
@@ -129,7 +130,7 @@ def test_an_error_ends_in_one_line_and_the_way_out_works(tmp_path, subcommand):
     broken_plugin(tmp_path)
     code = f"from sparsekit.cli import main; main([{subcommand!r}])"
     ended = python(code, PYTHONPATH=str(tmp_path))
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     assert ended.stdout == ""
     assert ended.stderr == (
         "Error: plugin 'ops' (acme_broken) of distribution acme-broken 2.1: failed to import (RuntimeError: no licence)"
@@ -162,3 +163,83 @@ def test_no_demo_in_an_installation_without_it_is_said_in_a_line(command, monkey
         1,
         "Error: the demo is not part of this installation; run `make demo` in a checkout\n",
     )
+
+
+@pytest.fixture
+def frozen(tmp_path, monkeypatch):
+    """A frozen model with one layer, dense.pb, in the working directory."""
+    import numpy as np
+    import tensorflow as tf
+
+    import sparsekit
+
+    monkeypatch.chdir(tmp_path)
+    with tf.Graph().as_default() as graph:
+        x = tf.compat.v1.placeholder(tf.float32, [None, 8], name="x")
+        tf.matmul(x, np.random.RandomState(0).randn(8, 4).astype("f"), name="fc")
+    sparsekit.save(graph.as_graph_def(), "dense.pb")
+    return tmp_path
+
+
+def test_plan_prune_and_verify_a_file(command, frozen):
+    status, output = command("plan", "dense.pb")
+    assert status == 0 and "1 of 1 layers are pruned, 32 weights." in output
+    assert command("verify", "dense.pb")[0] == 1
+    status, output = command("prune", "dense.pb", "-o", "new/pruned.pb", "--record", "record.txt")
+    assert status == 0 and "Saved as new/pruned.pb." in output
+    status, output = command("verify", "new/pruned.pb", "--record", "record.txt")
+    assert status == 0 and "Sparse: all 1 layers follow their pattern." in output
+
+
+def test_json_is_all_there_is(command, frozen):
+    status, output = command("plan", "dense.pb", "--json", "--target", "Ascend310B")
+    plan = json.loads(output)
+    assert status == 0 and plan["decisions"][0]["name"] == "fc" and plan["decisions"][0]["pattern"] == "2:4"
+    assert plan["target"]["name"] == "atlas-200i-500-a2-inference"
+    status, output = command("verify", "dense.pb", "--json")
+    found = json.loads(output)
+    assert status == 1 and found["status"] == "not sparse" and found["layers"][0]["violations"] == 8
+    status, output = command("prune", "dense.pb", "-o", "pruned.pb", "--json")
+    assert status == 0 and json.loads(output)["decisions"][0]["status"] == "prune"
+
+
+def test_verify_says_when_it_could_not_tell(command, frozen):
+    import tensorflow as tf
+
+    import sparsekit
+
+    with tf.Graph().as_default() as graph:
+        tf.compat.v1.placeholder(tf.float32, [1])
+    sparsekit.save(graph.as_graph_def(), "nothing.pb")
+    status, output = command("verify", "nothing.pb")
+    assert status == 2 and output.startswith("Could not tell")
+    (frozen / "garbage.pb").write_bytes(b"garbage")
+    status, output = command("verify", "garbage.pb")
+    assert status == 2 and "Error: garbage.pb: is not a binary GraphDef" in output
+    assert command("verify", "missing.pb")[0] == 2
+
+
+def test_config_and_outputs_are_passed_on(command, frozen):
+    (frozen / "c.toml").write_text('pattern = "1:4"\n')
+    status, output = command("prune", "dense.pb", "-o", "p.pb", "--config", "c.toml", "--outputs", "fc")
+    assert status == 0 and "prune 1:4" in output
+    assert command("verify", "p.pb", "--config", "c.toml")[0] == 0
+    status, output = command("plan", "dense.pb", "--outputs", "fd")
+    assert status == 2 and "there is no operation 'fd'" in output
+
+
+def test_strip_a_masked_file(command, frozen):
+    import tensorflow as tf
+
+    import sparsekit
+
+    v1 = tf.compat.v1
+    with tf.Graph().as_default() as graph, v1.Session() as session:
+        tf.matmul(v1.placeholder(tf.float32, [None, 8]), v1.get_variable("w", [8, 4]), name="fc")
+        sparsekit.prune(graph, record="record.txt")
+        session.run(v1.global_variables_initializer())
+        sparsekit.save(v1.graph_util.convert_variables_to_constants(session, graph.as_graph_def(), ["fc"]), "masked.pb")
+    assert command("verify", "masked.pb")[0] == 1
+    status, output = command("strip", "masked.pb", "--record", "record.txt", "-o", "pruned.pb")
+    assert status == 0 and "Saved as pruned.pb." in output
+    assert command("verify", "pruned.pb")[0] == 0

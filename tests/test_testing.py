@@ -178,7 +178,7 @@ def test_a_broken_handler_is_told_what_is_wrong(handler: OpHandler, message: str
 @pytest.mark.parametrize(
     ("name", "broken", "message"),
     [
-        ("verify_graph", lambda graph_def, registry: Verification(()), "must pass verification"),
+        ("verify_model", lambda model, registry: Verification(()), "must pass verification"),
         ("_run", lambda *_: np.asarray(next(_turns)), "outputs of the masked and of the stripped graph must be equal"),
     ],
 )

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 class Conv2D(OpHandler):
     """Groups run along the filter's input channels, within one convolution group."""
 
-    op_types = ("Conv2D",)
+    # The second is what Grappler and freezing tools make of it; its weight stays where it was.
+    op_types = ("Conv2D", "_FusedConv2D")
 
     def group_axis(self, node: Node) -> int:
         return 2

@@ -16,7 +16,8 @@ class MatMul(OpHandler):
     The constraint on transpose_a and the dtypes are AMCT's ("4选2结构化稀疏", supported layers).
     """
 
-    op_types = ("MatMul",)
+    # The second is what Grappler and freezing tools make of it; its weight stays where it was.
+    op_types = ("MatMul", "_FusedMatMul")
     constraints = (
         Constraint(
             reason="transpose-a",

@@ -53,6 +53,19 @@ class Node(abc.ABC):
         return self.view.prefix + self.name
 
     @property
+    def root(self) -> GraphView:
+        """The main graph that it belongs to, through however many calls."""
+        view = self.view
+        while isinstance(view, FunctionView):
+            view = view.call.view
+        return view
+
+    @property
+    def location(self) -> tuple[str, str]:
+        """Where it is stored: (function name, "" for the main graph; its name). Several calls share a function."""
+        return self.view.function, self.name
+
+    @property
     @abc.abstractmethod
     def inputs(self) -> tuple[Edge, ...]:
         """Its data inputs, without control inputs."""
@@ -110,9 +123,11 @@ class GraphView(abc.ABC):
 
     Attributes:
         prefix: what comes before a node's name to make its path.
+        function: the function's name, "" for a main graph.
     """
 
     prefix: str = ""
+    function: str = ""
 
     @abc.abstractmethod
     def nodes(self) -> Iterator[Node]:
@@ -306,6 +321,7 @@ class FunctionView(GraphView):
         self.call = call
         self.role = role
         self.prefix = f"{call.path}/"
+        self.function = self.definition.signature.name
         arguments = (arg.name for arg in self.definition.signature.input_arg)
         self._nodes: dict[str, Node] = {name: ArgumentNode(self, name, i) for i, name in enumerate(arguments)}
         self._nodes.update((node.name, _BodyNode(self, node)) for node in self.definition.node_def)

@@ -20,7 +20,7 @@ MASK_ATTRIBUTE = "_sparsekit"
 
 _VARIABLES = ("VariableV2", "Variable", "VarHandleOp")
 # Ops that hand on a weight as it is. Those of v1 control flow are among them: a mask goes before them.
-_UNCHANGED = {"Identity", "StopGradient", "PreventGradient", "Snapshot", "CheckNumerics", "Enter", "Switch"}
+_UNCHANGED = {"Identity", "StopGradient", "PreventGradient", "Snapshot", "CheckNumerics", "Enter", "Switch", "_SwitchN"}
 # Ops after which a zero is still a zero, so that the mask can go before them, where the precision is.
 _ZERO_STAYS_ZERO = {
     "Cast",
@@ -87,10 +87,13 @@ class Read:
     Attributes:
         leaves: the variable or constant; several where a partitioned variable is concatenated.
         concat_axis: the axis of that concatenation, None for a single leaf.
+        out_of_reach: why a live graph has no edge for a mask here, None if it has; the stored weight can be edited
+            all the same.
     """
 
     leaves: tuple[Node, ...]
     concat_axis: int | None = None
+    out_of_reach: Untraceable | None = None
 
     @property
     def shape(self) -> tuple[int, ...] | None:
@@ -113,13 +116,13 @@ class Read:
             return None
         return known[0] if self.concat_axis is None else np.concatenate(known, self.concat_axis)
 
-    def split(self, weight: Array) -> dict[str, Array]:
-        """A value for the whole, cut into values for the leaves, by name."""
+    def split(self, weight: Array) -> list[tuple[Node, Array]]:
+        """A value for the whole, cut into values for the leaves."""
         if self.concat_axis is None:
-            return {self.leaves[0].name: weight}
+            return [(self.leaves[0], weight)]
         lengths = [(_leaf_shape(leaf) or ())[self.concat_axis] for leaf in self.leaves]
         parts = np.split(weight, np.cumsum(lengths)[:-1], self.concat_axis)
-        return {leaf.name: part for leaf, part in zip(self.leaves, parts, strict=True)}
+        return list(zip(self.leaves, parts, strict=True))
 
 
 @attrs.frozen
@@ -184,9 +187,8 @@ class Tracer:
         """What ``edge`` reads as it is stored; None if something stands between."""
         node = _before_identities(edge.node)
         if node.op == "Const" or node.op in ("VariableV2", "Variable"):
-            if isinstance(node.view, FunctionView):
-                return Untraceable("weight-inside-function", f"its weight '{node.path}' lies inside a function")
-            return Read((node,))
+            inside = Untraceable("weight-inside-function", f"its weight '{node.path}' lies inside a function")
+            return Read((node,), out_of_reach=inside if isinstance(node.view, FunctionView) else None)
         if node.op == "ReadVariableOp":
             return self._read_resource(node)
         if node.op == "ConcatV2":
@@ -205,20 +207,30 @@ class Tracer:
         return Read(leaves, int(at) % len(shape))
 
     def _read_resource(self, read: Node) -> Read | Untraceable:
-        handle = _before_identities(read.inputs[0].node)
-        if handle.op == "VarHandleOp":
-            return Read((handle,))
-        if handle.op in ("Enter", "Switch"):
-            return Untraceable(
-                "read-inside-control-flow",
-                f"its variable is read inside a loop or cond ('{read.path}'); read it before, with tf.identity",
-            )
-        if handle.op == ARGUMENT:
-            return Untraceable(
-                "read-inside-function",
-                f"its variable is read inside a function ('{read.path}'); read it before the call, with tf.identity",
-            )
-        return self._not_static(handle)
+        """From a read back to the variable, which may be handed into functions, loops and conds as a resource."""
+        out_of_reach = None
+        node = _before_identities(read.inputs[0].node)
+        while node.op != "VarHandleOp":
+            if node.op in ("Enter", "Switch"):
+                out_of_reach = Untraceable(
+                    "read-inside-control-flow",
+                    f"its variable is read inside a loop or cond ('{read.path}'); read it before, with tf.identity",
+                )
+                node = _before_identities(node.inputs[0].node)
+            elif isinstance(node, ArgumentNode):
+                out_of_reach = Untraceable(
+                    "read-inside-function",
+                    f"its variable is read inside a function ('{read.path}'); read it before the call, with "
+                    "tf.identity",
+                )
+                passed = self._passed_argument(node)
+                if isinstance(passed, Untraceable):
+                    return passed
+                call, index = passed
+                node = _before_identities(call.inputs[index].node)
+            else:
+                return self._not_static(node)
+        return Read((node,), out_of_reach=out_of_reach)
 
     def _step(self, node: Node) -> tuple[Node, int] | Untraceable:
         """One op further back: the op itself and the index of the input to follow."""
@@ -228,8 +240,8 @@ class Tracer:
             )
         if node.op in _UNCHANGED or node.op in _ZERO_STAYS_ZERO or node.op in _RESHAPES or node.op == "Transpose":
             return node, 0
-        if node.op == ARGUMENT:
-            return self._passed_argument(node)  # type: ignore[arg-type]
+        if isinstance(node, ArgumentNode):
+            return self._passed_argument(node)
         if node.op == "Merge":
             # A loop variable of a v1 loop that the body hands on unchanged.
             for index, edge in enumerate(node.inputs):
@@ -247,7 +259,7 @@ class Tracer:
         if isinstance(view, FunctionView) and view.role in ("body", "cond"):
             body = next(view for view in call.view.bodies(call) if view.role == "body")
             returned = _before_identities(body.result(argument.index).node)
-            if not (returned.op == ARGUMENT and returned.index == argument.index):  # type: ignore[attr-defined]
+            if not (isinstance(returned, ArgumentNode) and returned.index == argument.index):
                 return Untraceable(
                     "weight-loop-variant", f"its weight changes from one turn of '{call.path}' to the next"
                 )
@@ -306,7 +318,8 @@ def _goes_round_unchanged(merge: Node, back: Node) -> bool:
 
 def _identity(leaf: Node) -> object:
     """What two nodes share that stand for one variable."""
-    return (leaf.view.prefix, leaf.attr("container", ""), leaf.attr("shared_name", "") or leaf.name)
+    function, name = leaf.location
+    return (function, leaf.attr("container", ""), leaf.attr("shared_name", "") or name)
 
 
 def _leaf_shape(leaf: Node) -> tuple[int, ...] | None:

@@ -9,6 +9,7 @@ import attrs
 import numpy as np
 import tensorflow as tf
 
+from sparsekit.artefact.model import FrozenGraph
 from sparsekit.config import PruneConfig
 from sparsekit.graph.node import ProtoGraph
 from sparsekit.handler import OpHandler
@@ -18,7 +19,7 @@ from sparsekit.planning import LayerDecision, make_plan
 from sparsekit.plugins import Registry
 from sparsekit.stripping import strip_masks
 from sparsekit.testing._graphs import PlannedGraph, initialize
-from sparsekit.verification import verify_graph
+from sparsekit.verification import verify_model
 
 _STEPS = 2
 
@@ -149,7 +150,7 @@ def _check_weight(stripped: Any, trained: _Trained, live: LayerDecision, registr
             f"{found.reason}, axis {found.axis} on the other. Read the op through Node's own methods only."
         )
     _check_values(planning.layers[0].source.read.value(), trained.weight, trained.mask, f"{who}: the stripped weight")
-    verification = verify_graph(stripped, registry)
+    verification = verify_model(FrozenGraph(stripped), registry)
     if not verification.ok:
         raise AssertionError(f"{who}: the stripped graph must pass verification.\n{verification}")
 

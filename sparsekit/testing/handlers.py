@@ -87,12 +87,12 @@ def _check_on_the_op(handler: OpHandler, build: Build) -> None:
             f"{len(nodes)}, among ops of type {', '.join(sorted({op.type for op in graph.get_operations()}))}."
         )
     node = nodes[0]
-    if handler.weight_input >= len(node.inputs):
+    places = [index for index, _ in handler.weight_sites(node)]
+    if handler.weight_input >= len(node.inputs) or not all(0 <= index < len(node.inputs) for index in places):
         raise AssertionError(
             f"{who}.weight_input is {handler.weight_input}, but {node!r} has {len(node.inputs)} inputs, counted from 0."
         )
-    edge = node.inputs[handler.weight_input]
-    if edge.node.name == layer.data.op.name:
+    if all(node.inputs[index].node.name == layer.data.op.name for index in places):
         raise AssertionError(f"{who}.weight_input is {handler.weight_input}, but there {node!r} reads its data.")
     axis = handler.group_axis(node)
     if type(axis) is not int or axis != handler.group_axis(node):

@@ -382,9 +382,10 @@ def test_a_weight_read_inside_a_loop_and_outside_is_skipped_everywhere(control_f
         return tf.matmul(_turns(lambda s: tf.matmul(s, w.read_value(), name="inside"), x), w, name="outside")
 
     with settings_of("resource", control_flow):
-        plan = plan_of(build)
-    assert len(plan.decisions) == 2
-    assert {d.status for d in plan.decisions} == {"skip"}
+        (decision,) = plan_of(build).decisions
+    assert [_own_name(use) for use in decision.uses] == ["inside", "outside"]
+    assert (decision.status, decision.reason) == ("skip", "shared-weight-conflict")
+    assert "is read inside a" in decision.message
 
 
 @pytest.mark.parametrize(("variables", "control_flow"), SETTINGS)

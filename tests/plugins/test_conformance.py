@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import tensorflow as tf
 
+import sparsekit
 import sparsekit_criteria
 import sparsekit_ops
 import sparsekit_targets
@@ -14,8 +15,12 @@ from sparsekit.criterion import Criterion
 from sparsekit.plugins import Plugin, build_registry
 from sparsekit.target import TargetProfile
 from sparsekit.testing import Layer, check_criterion, check_handler, check_plugin, check_target
+from sparsekit_ops.batch_matmul import BatchMatMul
 from sparsekit_ops.conv2d import Conv2D
 from sparsekit_ops.conv2d_backprop_input import Conv2DBackpropInput
+from sparsekit_ops.conv3d import Conv3D
+from sparsekit_ops.depthwise_conv2d import DepthwiseConv2D
+from sparsekit_ops.einsum import Einsum
 from sparsekit_ops.matmul import MatMul
 
 v1 = tf.compat.v1
@@ -102,6 +107,55 @@ def test_conv2d_backprop_input(batch: int | None) -> None:
     check_handler(Conv2DBackpropInput(), lambda: _conv2d_transpose(batch))
 
 
+def _batch_matmul(*, adj_x: bool = False, adj_y: bool = False) -> Layer:
+    data = v1.placeholder(tf.float32, [2, 3, 8], name="data")
+    weight = _variable("weight", [5, 8] if adj_y else [3 if adj_x else 8, 5])
+    return Layer(data, tf.raw_ops.BatchMatMulV2(x=data, y=weight, adj_x=adj_x, adj_y=adj_y, name="fc"))
+
+
+@pytest.mark.parametrize("adj_y", [False, True])
+def test_batch_matmul(adj_y: bool) -> None:
+    check_handler(
+        BatchMatMul(), lambda: _batch_matmul(adj_y=adj_y), violating={"transpose-a": lambda: _batch_matmul(adj_x=True)}
+    )
+
+
+def _einsum(equation: str, shape: list[int], *, weight_first: bool = False) -> Layer:
+    data = v1.placeholder(tf.float32, [2, 3, 8], name="data")
+    inputs = [data, tf.identity(_variable("weight", shape))]
+    output = tf.raw_ops.Einsum(inputs=inputs[::-1] if weight_first else inputs, equation=equation, name="fc")
+    return Layer(data, output)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(lambda: _einsum("abc,cd->abd", [8, 5]), id="second"),
+        pytest.param(lambda: _einsum("abc,dec->abde", [2, 3, 8]), id="last axis"),
+        pytest.param(lambda: _einsum("dc,abc->abd", [5, 8], weight_first=True), id="first"),
+    ],
+)
+def test_einsum(build: Callable[[], Layer]) -> None:
+    check_handler(Einsum(), build, violating={"einsum-contraction": lambda: _einsum("abc,bcd->ad", [3, 8, 5])})
+
+
+def test_conv3d() -> None:
+    def build() -> Layer:
+        data = v1.placeholder(tf.float32, [2, 3, 4, 4, 8], name="data")
+        return Layer(data, tf.nn.conv3d(data, _variable("kernel", [2, 2, 2, 8, 3]), [1] * 5, "SAME", name="conv"))
+
+    check_handler(Conv3D(), build)
+
+
+def test_depthwise_conv2d_is_never_pruned() -> None:
+    data = tf.Graph()
+    with data.as_default():
+        x = v1.placeholder(tf.float32, [2, 4, 4, 8])
+        tf.nn.depthwise_conv2d(x, _variable("kernel", [3, 3, 8, 4]), [1] * 4, "SAME", name="conv")
+    (decision,) = sparsekit.plan(data).decisions
+    assert (decision.status, decision.reason) == ("skip", "no-input-channels")
+
+
 PLUGINS = (sparsekit_ops, sparsekit_targets, sparsekit_criteria)
 REGISTRY = build_registry(Plugin("sparsekit", "", plugin.__name__, plugin) for plugin in PLUGINS)
 
@@ -123,5 +177,5 @@ def test_plugin(plugin: object) -> None:
 
 def test_every_handler_is_checked_here() -> None:
     """A new handler needs a test above: this fails until its class is named here."""
-    checked = {MatMul, Conv2D, Conv2DBackpropInput}
+    checked = {MatMul, BatchMatMul, Einsum, Conv2D, Conv3D, DepthwiseConv2D, Conv2DBackpropInput}
     assert {type(entry.value) for entry in REGISTRY.handlers.values()} == checked

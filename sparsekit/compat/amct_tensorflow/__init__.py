@@ -54,8 +54,10 @@ def create_prune_retrain_model(graph: tf.Graph, outputs: Any, record_file: Any, 
         SparsekitError: it cannot be done, and why; the graph is as it was.
     """
     from sparsekit.api import prune
+    from sparsekit.live import require_live
 
     with _logged("create_prune_retrain_model"):
+        require_live(graph)
         _require(outputs=outputs, record_file=record_file, config_defination=config_defination)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

@@ -1,0 +1,19 @@
+"""Conv3D: the filter is [depth, height, width, in, out] whatever the data format."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sparsekit.handler import OpHandler
+
+if TYPE_CHECKING:
+    from sparsekit.graph.node import Node
+
+
+class Conv3D(OpHandler):
+    """Groups run along the filter's input channels."""
+
+    op_types = ("Conv3D",)
+
+    def group_axis(self, node: Node) -> int:
+        return 3

@@ -1,0 +1,54 @@
+"""Einsum of data and one static operand that share a single contracted label."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sparsekit.handler import Constraint, OpHandler, WeightSite
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sparsekit.graph.node import Node
+
+
+class Einsum(OpHandler):
+    """Groups run along the label that both operands have and the result has not."""
+
+    op_types = ("Einsum",)
+    constraints = (
+        Constraint(
+            reason="einsum-contraction",
+            message="its equation sums over none or several labels of the weight; groups need exactly one.",
+            holds=lambda site: len(_contracted(site.node)) == 1 and _is_plain(site),
+        ),
+    )
+
+    def group_axis(self, node: Node) -> int:
+        return self.weight_sites(node)[0][1]
+
+    def weight_sites(self, node: Node) -> Sequence[tuple[int, int]]:
+        # Either operand may be the static one; the second is the usual place.
+        labels = _operands(node)
+        contracted = sorted(_contracted(node))
+        label = contracted[0] if contracted else ""
+        return [(i, labels[i].find(label) if label else 0) for i in reversed(range(len(labels)))]
+
+
+def _operands(node: Node) -> list[str]:
+    equation = str(node.attr("equation", "")).replace(" ", "")
+    return equation.partition("->")[0].split(",")
+
+
+def _contracted(node: Node) -> set[str]:
+    """The labels that every operand has and the result has not."""
+    equation = str(node.attr("equation", "")).replace(" ", "")
+    operands, _, result = equation.partition("->")
+    shared = set.intersection(*(set(labels) for labels in operands.split(",")))
+    return {label for label in shared - set(result) if label.isalpha()}
+
+
+def _is_plain(site: WeightSite) -> bool:
+    """No ellipsis, no diagonal in the weight, whose axes would then not be its labels."""
+    labels = _operands(site.node)[site.input]
+    return "." not in labels and len(set(labels)) == len(labels)

@@ -1,0 +1,48 @@
+"""Pruning without retraining: masks chosen from the stored weights, zeros written in their place."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from sparsekit.artefact.model import Array, Change, Model
+from sparsekit.errors import ModelError
+from sparsekit.pattern import keep_mask
+from sparsekit.planning import PlannedLayer
+from sparsekit.plugins import Registry
+
+
+def prune_model(model: Model, layers: tuple[PlannedLayer, ...], registry: Registry) -> Model:
+    """A model with zeros where the plan's criteria want them; the given one is not modified.
+
+    Raises:
+        ModelError: a weight cannot be read or is not finite.
+    """
+    changes: list[Change] = [
+        (layer.source.read, functools.partial(_pruned, layer=layer, registry=registry)) for layer in layers
+    ]
+    return model.changed(changes)
+
+
+def _pruned(weight: Array, layer: PlannedLayer, registry: Registry) -> Array:
+    decision = layer.decision
+    assert decision.axis is not None and decision.pattern is not None
+    refuse_non_finite(weight, decision.name, decision.weight)
+    score = registry.criterion(decision.criterion).score(weight, decision.axis)
+    return layer.handlers[0].remove_mask(weight, keep_mask(score, decision.axis, decision.pattern))
+
+
+def refuse_non_finite(weight: Array, layer: str, name: str) -> None:
+    """A mask of NaN means nothing.
+
+    Raises:
+        ModelError: the weight holds NaN or infinity.
+    """
+    finite = np.isfinite(weight)
+    if not finite.all():
+        raise ModelError(
+            f"{int(weight.size - finite.sum())} of {weight.size} values of its weight '{name}' are NaN or infinite",
+            where=layer,
+            hint="Training has diverged; go back to a checkpoint with finite weights.",
+        )

@@ -1,0 +1,314 @@
+"""Pruning models at rest, in one shot: only the pruned weights change, and every loader sees them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import networks
+import numpy as np
+import pytest
+import tensorflow as tf
+from google.protobuf import text_format
+
+import sparsekit
+from sparsekit.pattern import Pattern, keep_mask
+
+v1 = tf.compat.v1
+
+
+def frozen(seed: int = 0) -> Any:
+    """conv [3, 3, 4, 8] -> transposed conv [2, 2, 6, 8] -> batch matmul [6, 5] -> matmul [5, 9], constants."""
+    random = np.random.RandomState(seed)
+    with tf.Graph().as_default() as graph:
+        x = v1.placeholder(tf.float32, [2, 4, 4, 4], name="x")
+        y = tf.nn.relu(tf.nn.conv2d(x, random.randn(3, 3, 4, 8).astype("f"), 1, "SAME", name="conv"))
+        y = tf.nn.conv2d_transpose(y, random.randn(2, 2, 6, 8).astype("f"), [2, 8, 8, 6], 2, name="deconv")
+        y = tf.raw_ops.BatchMatMulV2(x=tf.reshape(y, [2, 64, 6]), y=random.randn(6, 5).astype("f"), name="dense")
+        y = tf.matmul(tf.reduce_mean(y, 1), random.randn(5, 9).astype("f"), name="head")
+        tf.identity(y, "out")
+    return graph.as_graph_def()
+
+
+def run(graph_def: Any, x: np.ndarray) -> np.ndarray:
+    with tf.Graph().as_default(), v1.Session() as session:
+        (out,) = tf.import_graph_def(graph_def, return_elements=["out:0"])
+        return session.run(out, {"import/x:0": x})
+
+
+AXES = {"conv": 2, "deconv": 3, "dense": 0, "head": 0}
+
+
+def test_a_graph_def_changes_in_its_pruned_weights_alone():
+    graph_def = frozen()
+    before = graph_def.SerializeToString(deterministic=True)
+    result = sparsekit.prune(graph_def)
+    assert graph_def.SerializeToString(deterministic=True) == before
+    assert {d.name: d.axis for d in result.plan.pruned} == AXES
+    weights = {d.weight: d for d in result.plan.pruned}
+    for old, new in zip(graph_def.node, result.graph_def.node, strict=True):
+        if old.name not in weights:
+            assert old == new
+            continue
+        value, pruned = (tf.make_ndarray(node.attr["value"].tensor) for node in (old, new))
+        mask = keep_mask(value, weights[old.name].axis)
+        np.testing.assert_array_equal(pruned, np.where(mask, value, 0))
+        assert not np.signbit(pruned[~mask]).any()
+    assert result.graph_def.versions == graph_def.versions
+    assert sparsekit.verify(result.graph_def).ok
+    assert sparsekit.verify(graph_def).status == "not sparse"
+
+
+def test_the_outputs_are_those_of_the_same_graph_with_masked_weights():
+    graph_def = frozen()
+    masked = type(graph_def)()
+    masked.CopyFrom(graph_def)
+    for decision in sparsekit.plan(graph_def).pruned:
+        node = next(node for node in masked.node if node.name == decision.weight)
+        value = tf.make_ndarray(node.attr["value"].tensor)
+        masked_value = value * keep_mask(value, decision.axis).astype("f")
+        node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(masked_value))
+    x = np.random.RandomState(1).randn(2, 4, 4, 4).astype("f")
+    np.testing.assert_array_equal(run(sparsekit.prune(graph_def).graph_def, x), run(masked, x))
+
+
+@pytest.mark.parametrize("suffix", [".pb", ".pbtxt"])
+def test_a_file_comes_out_in_the_kind_it_went_in(tmp_path, suffix):
+    path = tmp_path / f"model{suffix}"
+    sparsekit.save(frozen(), path)
+    before = path.read_bytes()
+    assert (text_format.MessageToString(frozen()).encode() == before) == (suffix == ".pbtxt")
+    sparsekit.prune(path, record=tmp_path / "record").save(tmp_path / "new" / path.name)
+    assert path.read_bytes() == before
+    assert sparsekit.verify(tmp_path / "new" / path.name, record=tmp_path / "record").ok
+    sparsekit.prune(path).save(path)  # OUT is IN
+    assert path.read_bytes() == (tmp_path / "new" / path.name).read_bytes()
+
+
+def test_a_live_graph_has_nothing_to_save():
+    with tf.Graph().as_default() as graph:
+        tf.matmul(v1.placeholder(tf.float32, [None, 8]), v1.get_variable("w", [8, 8]))
+        result = sparsekit.prune(graph)
+    for action in (lambda: result.graph_def, lambda: result.save("x.pb")):
+        with pytest.raises(sparsekit.GraphError, match="Train the graph, freeze it"):
+            action()
+
+
+def test_weights_that_are_not_finite_are_refused_by_name():
+    graph_def = frozen()
+    node = next(node for node in graph_def.node if node.name == sparsekit.plan(graph_def).pruned[0].weight)
+    value = tf.make_ndarray(node.attr["value"].tensor)
+    value[0, 0, 0, 0] = np.nan
+    node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
+    with pytest.raises(sparsekit.ModelError, match=r"conv: 1 of 288 values of its weight .* are NaN"):
+        sparsekit.prune(graph_def)
+
+
+# Functions
+
+
+def in_functions() -> Any:
+    """One function called with two weights, one with a constant inside called twice, a While with a weight."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 8]), tf.TensorSpec([8, 8])])
+    def product(x: Any, w: Any) -> Any:
+        return tf.matmul(x, w, name="given")
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 8])])
+    def inside(x: Any) -> Any:
+        return tf.matmul(x, tf.constant(np.random.RandomState(9).randn(8, 8).astype("f")), name="own")
+
+    random = np.random.RandomState(3)
+    with tf.Graph().as_default() as graph:
+        x = v1.placeholder(tf.float32, [2, 8], name="x")
+        y = product(product(x, random.randn(8, 8).astype("f")), random.randn(8, 8).astype("f"))
+        y = inside(inside(y))
+        looped = tf.constant(random.randn(8, 8).astype("f"))
+        v1.enable_control_flow_v2()
+        y = tf.while_loop(lambda i, s: i < 2, lambda i, s: (i + 1, tf.tanh(tf.matmul(s, looped, name="turn"))), [0, y])[
+            1
+        ]
+        tf.identity(y, "out")
+    return graph.as_graph_def()
+
+
+def test_weights_in_functions_are_found_by_call_site_and_pruned():
+    graph_def = in_functions()
+    result = sparsekit.prune(graph_def)
+    uses = sorted([use.rpartition("/")[2] for use in d.uses] for d in result.plan.pruned)
+    assert uses == [["given"], ["given"], ["own", "own"], ["turn"]]
+    assert sparsekit.verify(result.graph_def).ok
+    assert [f.signature for f in result.graph_def.library.function] == [f.signature for f in graph_def.library.function]
+    x = np.random.RandomState(1).randn(2, 8).astype("f")
+    assert not np.array_equal(run(result.graph_def, x), run(graph_def, x))
+
+
+def test_einsum_conv3d_depthwise_and_fused_ops_are_known():
+    random = np.random.RandomState(0)
+    with tf.Graph().as_default() as graph:
+        x = v1.placeholder(tf.float32, [2, 4, 6, 6, 8], name="x")
+        y = tf.nn.conv3d(x, random.randn(1, 3, 3, 8, 4).astype("f"), [1] * 5, "SAME", name="conv3d")
+        y = tf.nn.depthwise_conv2d(y[:, 0], random.randn(3, 3, 4, 2).astype("f"), [1] * 4, "SAME", name="depthwise")
+        y = tf.raw_ops.Einsum(inputs=[y, random.randn(8, 3, 5).astype("f")], equation="bhwc,cnd->bhwnd", name="second")
+        y = tf.raw_ops.Einsum(inputs=[random.randn(7, 5).astype("f"), y], equation="ed,bhwnd->bhwne", name="first")
+        tf.raw_ops.Einsum(inputs=[y, random.randn(3, 7).astype("f")], equation="bhwne,ne->bhw", name="two")
+    plan = {d.op_type if "fused" in d.name else d.name: d for d in sparsekit.plan(graph.as_graph_def()).decisions}
+    assert {name: (d.reason, d.axis) for name, d in plan.items()} == {
+        "conv3d": ("eligible", 3),
+        "depthwise": ("no-input-channels", 2),
+        "second": ("eligible", 0),
+        "first": ("eligible", 1),
+        "two": ("einsum-contraction", plan["two"].axis),
+    }
+
+
+# SavedModels
+
+
+def keras_export(folder: Path) -> None:
+    import keras
+
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(8, 3, padding="same", activation="relu"),
+            layers.Conv2DTranspose(6, 2, strides=2),
+            layers.Reshape((256, 6)),
+            layers.Conv1D(4, 3),
+            layers.Dense(12, activation="relu"),
+            layers.GlobalAveragePooling1D(),
+            layers.Dense(5),
+        ]
+    )
+    model.export(str(folder), verbose=False)
+
+
+def module_export(folder: Path) -> None:
+    class Net(tf.Module):
+        def __init__(self) -> None:
+            random = np.random.RandomState(0)
+            self.a = tf.Variable(random.randn(192, 16).astype("f"))
+            self.b = tf.Variable(random.randn(16, 5).astype("f"))
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 3])])
+        def serve(self, x: Any) -> Any:
+            return tf.nn.relu(tf.reshape(x, [-1, 192]) @ self.a) @ self.b
+
+    net = Net()
+    tf.saved_model.save(net, str(folder), signatures={"serving_default": net.serve})
+
+
+def tf1_export(folder: Path) -> None:
+    with tf.Graph().as_default(), v1.variable_scope("", use_resource=False), v1.Session() as session:
+        v1.set_random_seed(0)
+        x = v1.placeholder(tf.float32, [None, 8, 8, 3])
+        y = tf.nn.conv2d(x, v1.get_variable("k", [3, 3, 3, 8]), 1, "SAME")
+        y = tf.matmul(tf.reduce_mean(y, [1, 2]), v1.get_variable("w", [8, 5]))
+        session.run(v1.global_variables_initializer())
+        v1.saved_model.simple_save(session, str(folder), {"x": x}, {"y": y})
+
+
+EXPORTS = {"keras": (keras_export, 5), "module": (module_export, 2), "tf1": (tf1_export, 2)}
+
+
+def served_by_objects(folder: Path, x: np.ndarray) -> np.ndarray:
+    loaded = tf.saved_model.load(str(folder))
+    function = loaded.signatures["serving_default"]
+    (name,) = [*function.structured_input_signature[1]] or ["x"]
+    (result,) = function(**{name: tf.constant(x)}).values()
+    return result.numpy()
+
+
+def served_by_a_session(folder: Path, x: np.ndarray) -> np.ndarray:
+    with tf.Graph().as_default(), v1.Session() as session:
+        meta_graph = v1.saved_model.load(session, ["serve"], str(folder))
+        signature = meta_graph.signature_def["serving_default"]
+        (result,), (data,) = signature.outputs.values(), signature.inputs.values()
+        return session.run(result.name, {data.name: x})
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_a_saved_model_serves_the_pruned_weights_through_both_loaders(tmp_path, kind):
+    export, layers = EXPORTS[kind]
+    source, target = tmp_path / "dense", tmp_path / "out" / "pruned"
+    export(source)
+    before = files(source)
+    assert sparsekit.verify(source).status == "not sparse"
+    result = sparsekit.prune(source, record=tmp_path / "record")
+    assert len(result.plan.pruned) == len(result.plan.decisions) == layers
+    result.save(target)
+    assert files(source) == before
+    after = files(target)
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {"variables/variables.index", "variables/variables.data-00000-of-00001"}
+    assert set(before) - set(after) <= {"fingerprint.pb"}
+    assert {name: len(after[name]) for name in changed} == {name: len(before[name]) for name in changed}
+    verification = sparsekit.verify(target, record=tmp_path / "record")
+    assert verification.ok and len(verification.layers) == layers
+    x = np.random.RandomState(0).randn(2, 8, 8, 3).astype("f")
+    by_session = served_by_a_session(target, x)
+    np.testing.assert_allclose(served_by_objects(target, x), by_session, atol=1e-6)
+    assert np.abs(by_session - served_by_a_session(source, x)).max() > 1e-3
+
+
+def test_a_copy_that_one_loader_alone_would_serve_is_looked_at(tmp_path):
+    from sparsekit.artefact.bundle import Bundle, patch
+
+    keras_export(tmp_path / "m")
+    sparsekit.prune(tmp_path / "m").save(tmp_path / "m")
+    bundle = Bundle.open(tmp_path / "m" / "variables" / "variables")
+    key = next(key for key, entry in bundle.entries.items() if entry.shape == (12, 5))
+    patch(bundle.prefix, [(key, np.ones((12, 5), "f"))])
+    verification = sparsekit.verify(tmp_path / "m")
+    (bad,) = [layer for layer in verification.layers if not layer.ok]
+    assert (bad.shape, bad.violations) == ((12, 5), 15)
+    assert key in bad.message
+
+
+def test_saving_over_the_input_replaces_it_in_one_step(tmp_path):
+    module_export(tmp_path / "m")
+    sparsekit.prune(tmp_path / "m").save(tmp_path / "m")
+    assert sparsekit.verify(tmp_path / "m").ok
+    assert os.listdir(tmp_path) == ["m"]
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_leaves_the_old_model_or_the_new(tmp_path):
+    module_export(tmp_path / "m")
+    old = files(tmp_path / "m")
+    script = "import sparsekit\nresult = sparsekit.prune('m')\nprint('go', flush=True)\nwhile True: result.save('m')\n"
+    sparsekit.prune(tmp_path / "m").save(tmp_path / "new")
+    new = files(tmp_path / "new")
+    shutil.rmtree(tmp_path / "new")
+    for delay in np.linspace(0, 0.05, 6):
+        process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE)
+        assert process.stdout is not None and process.stdout.readline() == b"go\n"
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert files(tmp_path / "m") in (old, new)
+
+
+@pytest.mark.slow
+def test_a_frozen_resnet50_is_pruned_and_saved(tmp_path):
+    with tf.Graph().as_default() as graph, v1.Session() as session:
+        networks.resnet50(v1.placeholder(tf.float32, [1, 32, 32, 3], name="x"), classes=10, training=False)
+        session.run(v1.global_variables_initializer())
+        model = v1.graph_util.convert_variables_to_constants(session, graph.as_graph_def(), ["logits"])
+    result = sparsekit.prune(model, {"pattern": "1:4", "skip_layers": ["head/*"]})
+    result.save(tmp_path / "pruned.pb")
+    verification = sparsekit.verify(tmp_path / "pruned.pb", cfg={"pattern": "1:4", "skip_layers": ["head/*"]})
+    assert verification.ok and len(verification.layers) == 53
+    assert verification.layers[5].pattern == Pattern(1, 4)
