@@ -149,6 +149,7 @@ class PruneConfig:
         skip_types: shell-style patterns of op types to leave dense, case-sensitive.
         override: settings for some layers only.
         source: where the config came from, for messages; not compared.
+        places: where names stand in it, where a reader knows: by (``layer`` or ``type``, name); not compared.
 
     Raises:
         ConfigError: a value cannot be used.
@@ -163,6 +164,7 @@ class PruneConfig:
     skip_types: tuple[str, ...] = attrs.field(default=(), converter=_to_tuple, validator=_names)
     override: tuple[Override, ...] = attrs.field(default=(), converter=_to_overrides, validator=_overrides)
     source: str = attrs.field(default="config", eq=False, kw_only=True)
+    places: Mapping[tuple[str, str], str] = attrs.field(factory=dict, eq=False, repr=False, kw_only=True)
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any], source: str = "config") -> PruneConfig:
@@ -208,7 +210,7 @@ def names_in_use(config: PruneConfig) -> Iterator[tuple[str, str, str]]:
     """Every layer name and op type that a config mentions, so that unknown ones can be found.
 
     Yields:
-        The key (``skip_layers``, ``override[0].types``), the name or pattern, and ``layer`` or ``type``.
+        Where it stands (``config: override[0].types``), the name or pattern, and ``layer`` or ``type``.
     """
     lists = [("skip_layers", config.skip_layers, "layer"), ("skip_types", config.skip_types, "type")]
     for index, override in enumerate(config.override):
@@ -216,7 +218,7 @@ def names_in_use(config: PruneConfig) -> Iterator[tuple[str, str, str]]:
         lists.append((f"override[{index}].types", override.types, "type"))
     for key, globs, kind in lists:
         for glob in globs:
-            yield key, glob, kind
+            yield config.places.get((kind, glob), f"{config.source}: {key}"), glob, kind
 
 
 def load_config(cfg: PruneConfig | Mapping[str, Any] | str | os.PathLike[str] | None) -> PruneConfig:
@@ -292,7 +294,7 @@ def _read_toml(path: Path) -> PruneConfig:
 
 
 def _keys(cls: type) -> list[str]:
-    return [field.name for field in attrs.fields(cls) if field.name != "source"]
+    return [field.name for field in attrs.fields(cls) if field.name not in ("source", "places")]
 
 
 def _build(cls: Callable[..., _T], mapping: Any, **more: str) -> _T:

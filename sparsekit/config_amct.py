@@ -69,6 +69,7 @@ def read_amct_config(path: str | os.PathLike[str]) -> PruneConfig:
         skip_types=tuple(_literals(message, root, _SKIP_TYPES, source)),
         override=tuple(_overrides(message, root, source)),
         source=source,
+        places=dict(_places(message, root, source)),
     )
     if not config.prune and not config.override:
         _log.warning("%s: no prune_config, neither global nor in an override: no layer will be pruned", source)
@@ -131,6 +132,20 @@ def _literals(message: Any, root: Field, names: tuple[str, ...], source: str) ->
             if value not in seen:
                 seen.add(value)
                 yield _literal(value, f"{source}:{field.line}")
+
+
+def _places(message: Any, root: Field, source: str) -> Iterator[tuple[tuple[str, str], str]]:
+    """Where each layer name and op type stands: ((``layer`` or ``type``, name), "file:line: field")."""
+    for kind, lists in (("layer", _SKIP_LAYERS), ("type", _SKIP_TYPES)):
+        for name in lists:
+            for value, field in zip(getattr(message, name), root.named(name), strict=True):
+                yield (kind, value), f"{source}:{field.line}: {name}"
+    for kind, block, name in (
+        ("layer", "override_layer_configs", "layer_name"),
+        ("type", "override_layer_types", "layer_type"),
+    ):
+        for entry, field in zip(getattr(message, block), root.named(block), strict=True):
+            yield (kind, getattr(entry, name)), f"{source}:{field.named(name)[0].line}: {block}.{name}"
 
 
 def _literal(name: str, where: str) -> str:

@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.framework.func_graph import FuncGraph
 
 from sparsekit.config import PruneConfig
 from sparsekit.errors import ConfigError, GraphError
@@ -27,12 +28,19 @@ _log = logging.getLogger("sparsekit")
 
 
 def require_live(graph: Any) -> None:
-    """Raises GraphError where ``graph`` is no ``tf.Graph``."""
+    """Raises GraphError where ``graph`` is no ``tf.Graph`` that can be edited."""
     if not isinstance(graph, tf.Graph):
         raise GraphError(
             f"got {type(graph).__name__}",
             where="graph",
             expected="a tf.Graph, such as tf.compat.v1.get_default_graph()",
+        )
+    if isinstance(graph, FuncGraph):
+        raise GraphError(
+            f"is the body of the function '{graph.name}', which was compiled already",
+            where="graph",
+            expected="a tf.Graph that sessions run",
+            hint="Save the model and prune the SavedModel, or build it in TF1 style inside tf.Graph().as_default().",
         )
 
 
@@ -88,7 +96,8 @@ def _check(graph: tf.Graph, planning: Planning, registry: Registry) -> None:
             hint="Prune every graph once, right after it was built or imported.",
         )
     view = LiveGraph(graph)
-    taken = [d.name for d in planning.plan.pruned if view.node(f"{d.name}/{SCOPE}/mask")]
+    scopes = {node.name.partition(f"/{SCOPE}/")[0] for node in view.nodes() if f"/{SCOPE}/" in node.name}
+    taken = [d.name for d in planning.plan.pruned if d.name in scopes]
     if taken:
         raise GraphError(
             f"already holds operations under '{taken[0]}/{SCOPE}/'",

@@ -210,13 +210,13 @@ def _check_names(view: GraphView, config: PruneConfig, candidates: list[Node], r
     layers = [node.path for node in candidates]
     everything = {"layer": {*layers, *(node.name for node in view.nodes())}, "type": set(registry.handlers)}
     everything["type"] |= {node.op for node in view.nodes()}
-    for key, glob, kind in names_in_use(config):
+    for where, glob, kind in names_in_use(config):
         if any(fnmatchcase(name, glob) for name in everything[kind]):
             continue
         near = near_matches(glob, layers if kind == "layer" else registry.handlers)
         raise ConfigError(
             f"'{glob}' matches no {'operation' if kind == 'layer' else 'op type'} of the graph",
-            where=f"{config.source}: {key}",
+            where=where,
             expected="names of operations in the graph" if kind == "layer" else "op types such as those with a handler",
             hint=near or ("Layers of this graph: " + ", ".join(layers[:8]) if kind == "layer" and layers else ""),
         )
@@ -233,7 +233,9 @@ def _examine(node: Node, config: PruneConfig, registry: Registry, tracer: Tracer
     else:
         site = found
         reason, message = _obstacle(site, handler, settings)
-    if skipped_by:
+    if reason == "already-masked":
+        pass  # no setting changes that
+    elif skipped_by:
         reason, message = (
             skipped_by.key.replace("_", "-"),
             f"{node.path}: the config leaves it out ({skipped_by}).",
@@ -372,7 +374,7 @@ def _other_reader(uses: list[_Use], forward: set[Node], tracer: Tracer) -> tuple
                 follow((reader, None))
             elif reader.output_rank == 0:
                 continue
-            elif tracer.data_source(reader) is None:
+            elif not _meets_data(reader, {node for node, _ in seen}, tracer):
                 follow((reader, None))
             else:
                 return (
@@ -381,6 +383,12 @@ def _other_reader(uses: list[_Use], forward: set[Node], tracer: Tracer) -> tuple
                     f"({reader.op}), which has no mask.",
                 )
     return "", ""
+
+
+def _meets_data(reader: Node, weights: set[Node], tracer: Tracer) -> bool:
+    """Whether weights meet data there. A scalar (a fed learning rate) is no data for a layer."""
+    others = (edge.node for edge in reader.inputs if edge.node not in weights)
+    return any(tracer.data_source(node) is not None and node.output_rank != 0 for node in others)
 
 
 def _how_pruned(uses: list[_Use]) -> str:

@@ -83,7 +83,10 @@ def _masked_layers(view: ProtoGraph) -> list[_MaskedLayer]:
     multiplies: dict[str, list[Node]] = {}
     for node in view.nodes():
         described = node.attr(MASK_ATTRIBUTE) is not None
-        named = f"/{SCOPE}/" in node.name and node.name.rpartition("/")[2].startswith("masked")
+        layer, found, name = node.name.rpartition(f"/{SCOPE}/")
+        # Folded, the state beside it is gone as well.
+        named = bool(found) and name.startswith("masked")
+        named = named and (node.op == "Const" or view.node(f"{layer}/{SCOPE}/{MASK}") is not None)
         if (described or named) and not (described and node.op == "Mul"):
             raise ModelError(
                 f"its mask is no longer the multiply that was inserted but a {node.op}",
@@ -91,7 +94,7 @@ def _masked_layers(view: ProtoGraph) -> list[_MaskedLayer]:
                 hint="The graph was optimized after it was frozen. Strip it first, then optimize.",
             )
         if described:
-            multiplies.setdefault(node.name.rpartition(f"/{SCOPE}/")[0], []).append(node)
+            multiplies.setdefault(layer, []).append(node)
     layers = []
     for name, nodes in multiplies.items():
         try:

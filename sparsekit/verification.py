@@ -125,7 +125,7 @@ def verify_model(
         RecordError: the record names a layer that the graph does not have, or another shape.
         ModelError: a stored weight is damaged.
     """
-    planning = make_plan(model.view, config or PruneConfig(), outputs, registry)
+    planning = make_plan(model.view, config or PruneConfig(), outputs or model.outputs, registry)
     expected = _recorded(planning, record) if record else _planned(planning)
     names = {decision.name for decision, _ in expected}
     return Verification(

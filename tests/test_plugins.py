@@ -110,7 +110,7 @@ def test_the_built_in_plugins_come_through_the_same_entry_points():
         ("sparsekit", "targets"),
     ]
     registry = build_registry(built_in)
-    assert set(registry.handlers) == {"MatMul", "Conv2D", "Conv2DBackpropInput"}
+    assert {"MatMul", "Conv2D", "Conv2DBackpropInput"} < set(registry.handlers)
     assert set(registry.criteria) == {"magnitude", "random", "inverted"}
     assert registry.handler("MatMul") is registry.handlers["MatMul"].value
     assert registry.handler("Einsum") is None

@@ -33,10 +33,12 @@ class Model(abc.ABC):
     Attributes:
         source: its path, or what it is, for messages.
         graph_def: the graph that is planned on.
+        outputs: the operations whose results are used, None where the model does not say.
     """
 
     source: str
     graph_def: Any
+    outputs: tuple[str, ...] | None = None
 
     @functools.cached_property
     def view(self) -> ProtoGraph:
@@ -131,6 +133,7 @@ class SavedModelFolder(Model):
         self._changes = changes
         self.source = str(saved_model.folder)
         self.graph_def = self._meta_graph.graph_def
+        self.outputs = _signature_outputs(self._meta_graph)
 
     @functools.cached_property
     def _keys(self) -> dict[str, VariableKeys]:
@@ -220,6 +223,19 @@ class SavedModelFolder(Model):
 def _served(saved_model: SavedModel) -> MetaGraph:
     """The graph that is pruned: the only one, or the one with the tag "serve"."""
     return saved_model.meta_graph(None if len(saved_model.meta_graphs) == 1 else ("serve",))
+
+
+def _signature_outputs(meta_graph: MetaGraph) -> tuple[str, ...] | None:
+    """What the signatures return; a graph that was saved in training holds much besides."""
+    names = {
+        tensor.name.partition(":")[0]
+        for key, signature in meta_graph.proto.signature_def.items()
+        if not key.startswith("__")
+        for tensor in signature.outputs.values()
+        if tensor.name
+    }
+    present = {node.name for node in meta_graph.graph_def.node}
+    return tuple(sorted(names)) if names and names <= present else None
 
 
 def _copy_folder(source: Path, destination: Path) -> None:

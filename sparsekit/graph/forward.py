@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sparsekit.errors import GraphError, near_matches
-from sparsekit.graph.node import GraphView, LiveNode, Node
+from sparsekit.graph.node import GraphView, LiveGraph, LiveNode, Node
 
-_GRADIENT = "_grad/"
+_GRADIENT = "_grad"
+_GRADIENTS = re.compile(r"gradients(_\d+)?")
 _UPDATE = re.compile(r"^(Resource)?(Sparse)?Apply[A-Z]")
 
 
@@ -47,9 +48,13 @@ def _output_name(output: Any) -> str:
 def forward_nodes(view: GraphView, outputs: Sequence[str] | None) -> set[Node]:
     """The nodes that the outputs depend on; without outputs, all that no gradient led to.
 
+    A graph at rest was cut down to its outputs when it was frozen: without outputs all of it counts.
+
     Raises:
         GraphError: an output is not in the graph; near matches are offered.
     """
+    if outputs is None and not isinstance(view, LiveGraph):
+        return set(view.nodes())
     if outputs is None:
         gradients = {node for node in view.nodes() if _differentiated(node, view) is not None}
         return set(view.nodes()) - _reached(gradients, lambda node: [r for r, _ in view.readers(node)])
@@ -85,21 +90,20 @@ def _differentiated(node: Node, view: GraphView) -> str | None:
         original = node.operation._original_op
         if original is not None:
             return str(original.name)
-    # An imported graph has lost that link; the names still tell: "gradients/dense/product_grad/product".
-    head, found, _ = node.name.partition(_GRADIENT)
-    while found:
-        parts = head.split("/")
-        for start in range(len(parts)):
-            name = "/".join(parts[start:])
+    # An imported graph has lost that link; the names still tell: "gradients/dense/product_grad/product", under an
+    # import scope "imported/gradients/dense/product_grad/product" of "imported/dense/product".
+    scopes = node.name.split("/")
+    start = next((i for i, scope in enumerate(scopes) if _GRADIENTS.fullmatch(scope)), None)
+    if start is None:
+        return None
+    for end in range(start + 1, len(scopes) - 1):
+        if not scopes[end].endswith(_GRADIENT):
+            continue
+        forward = [*scopes[start + 1 : end], scopes[end].removesuffix(_GRADIENT)]
+        for outer in (scopes[:start], []):
+            name = "/".join([*outer, *forward])
             if view.node(name) is not None:
                 return name
-            # Under an import scope: "imported/gradients/dense/product_grad/product" of "imported/dense/product".
-            for drop in range(1, start):
-                name = "/".join(parts[:drop] + parts[start:])
-                if view.node(name) is not None:
-                    return name
-        more, found, _ = node.name[len(head) + len(_GRADIENT) :].partition(_GRADIENT)
-        head = head + _GRADIENT + more
     return None
 
 

@@ -22,8 +22,18 @@ from sparsekit.errors import ModelError
 ARGUMENT = "_Arg"
 """Op type of the pseudo node that stands for an argument inside a function body."""
 
-# Where a call's arguments begin among the inputs of the op that makes it.
-_FIRST_ARGUMENT = {"If": 1, "StatelessIf": 1, "Case": 1, "StatelessCase": 1}
+# The ops that hand their inputs to their functions as arguments, and where these begin. Others (a dataset's map, say)
+# have functions of data that is no input of theirs; what these compute is no layer of the graph.
+_FIRST_ARGUMENT = {
+    "PartitionedCall": 0,
+    "StatefulPartitionedCall": 0,
+    "While": 0,
+    "StatelessWhile": 0,
+    "If": 1,
+    "StatelessIf": 1,
+    "Case": 1,
+    "StatelessCase": 1,
+}
 
 
 @attrs.frozen
@@ -88,7 +98,9 @@ class Node(abc.ABC):
         return definition is not None and any(arg.is_ref for arg in definition.input_arg)
 
     def calls(self) -> list[tuple[str, str]]:
-        """The functions that it calls: (attribute, function name)."""
+        """The functions that it hands its inputs to: (attribute, function name)."""
+        if self.op not in _FIRST_ARGUMENT:
+            return []
         found = []
         for role in _function_attributes(self.op):
             value = self.attr(role)
@@ -305,7 +317,7 @@ class ArgumentNode(Node):
     def outside(self) -> tuple[Node, int]:
         """Who passes it: (calling op, index of its input)."""
         view: FunctionView = self.view  # type: ignore[assignment]
-        return view.call, self.index + _FIRST_ARGUMENT.get(view.call.op, 0)
+        return view.call, self.index + _FIRST_ARGUMENT[view.call.op]
 
 
 class FunctionView(GraphView):

@@ -102,7 +102,7 @@ def save_prune_retrain_model(pb_model: Any, outputs: Any, record_file: Any, save
             )
         pruned = strip(pb_model, record=record_file, outputs=outputs)
         if read_record(record_file).layers:
-            verification = verify(pruned, record=record_file)
+            verification = verify(pruned, record=record_file, outputs=outputs)
             if not verification.ok:
                 raise SparsekitError(verification.summary(), where="pb_model")
             LOGGER.push_info_message(verification.summary(), module)
