@@ -113,7 +113,7 @@ def test_the_built_in_plugins_come_through_the_same_entry_points():
     assert {"MatMul", "Conv2D", "Conv2DBackpropInput"} < set(registry.handlers)
     assert set(registry.criteria) == {"magnitude", "random", "inverted"}
     assert registry.handler("MatMul") is registry.handlers["MatMul"].value
-    assert registry.handler("Einsum") is None
+    assert registry.handler("SparseMatMul") is None
     assert registry.handlers["MatMul"].overrides is None
     assert "sparsekit" in str(registry.handlers["MatMul"].plugin)
 
