@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from sparsekit.artefact.deployed import read_deployed
 from sparsekit.artefact.graph_def import is_graph_def, load_graph_def, save
-from sparsekit.artefact.model import Model, open_model
-from sparsekit.config import PruneConfig, load_config
+from sparsekit.artefact.model import Model, open_model, read_deployed
+from sparsekit.config import PruneConfig
+from sparsekit.config_files import load_config
 from sparsekit.graph.forward import forward_nodes, output_names
 from sparsekit.graph.node import ProtoGraph
 from sparsekit.live import plan_live, prune_live

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-import importlib
-import os
-import re
 import reprlib
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 
-from sparsekit.errors import ConfigError, MissingFileError, SparsekitError, near_matches
+from sparsekit.errors import ConfigError, near_matches
 from sparsekit.pattern import PATTERN_2_4, Pattern
 
 UINT32_MAX = 2**32 - 1
@@ -219,78 +214,6 @@ def names_in_use(config: PruneConfig) -> Iterator[tuple[str, str, str]]:
     for key, globs, kind in lists:
         for glob in globs:
             yield config.places.get((kind, glob), f"{config.source}: {key}"), glob, kind
-
-
-def load_config(cfg: PruneConfig | Mapping[str, Any] | str | os.PathLike[str] | None) -> PruneConfig:
-    """A config from whatever the caller has.
-
-    Args:
-        cfg: None for the defaults, a PruneConfig, a dict, or the path of a file: ``.toml`` is read as TOML,
-            any other name as AMCT's protobuf text.
-
-    Raises:
-        ConfigError: what was given cannot be used; the message names the file and, where known, the line.
-        MissingFileError: there is no such file.
-    """
-    if cfg is None:
-        return PruneConfig()
-    if isinstance(cfg, PruneConfig):
-        return cfg
-    if isinstance(cfg, Mapping):
-        return PruneConfig.from_dict(cfg)
-    if not isinstance(cfg, (str, os.PathLike)):
-        expected = "a PruneConfig, a dict, the path of a .toml or AMCT text file, or None"
-        raise ConfigError(f"{reprlib.repr(cfg)} ({type(cfg).__name__})", where="config", expected=expected)
-    path = Path(os.fsdecode(cfg))
-    if path.suffix.lower() == ".toml":
-        return _read_toml(path)
-    from sparsekit.config_amct import read_amct_config  # protobuf is imported for AMCT files only
-
-    return read_amct_config(path)
-
-
-def read_text(path: Path, error: type[SparsekitError]) -> str:
-    """The text of a file that a user named.
-
-    Args:
-        path: the file.
-        error: the class to raise when the file cannot be read.
-
-    Raises:
-        MissingFileError: there is no such file.
-        SparsekitError: of class ``error``: a folder, a file that may not be read, or one that is not UTF-8.
-    """
-    try:
-        raw = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise MissingFileError("there is no such file", where=str(path)) from None
-    except IsADirectoryError:
-        raise error("this is a folder", where=str(path), expected="a text file") from None
-    except (OSError, ValueError) as reason:  # ValueError: a NUL or a lone surrogate in the path
-        text = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
-        raise error(f"cannot be read: {text}", where=reprlib.repr(str(path))) from reason
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as reason:
-        line = raw.count(b"\n", 0, reason.start) + 1
-        found = f"the byte 0x{raw[reason.start]:02x} is not UTF-8"
-        raise error(found, where=f"{path}:{line}", hint="Save the file as UTF-8 text.") from reason
-
-
-def _read_toml(path: Path) -> PruneConfig:
-    text = read_text(path, ConfigError)
-    tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    try:
-        mapping = tomllib.loads(text)
-    except (ValueError, RecursionError) as reason:
-        at = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", str(reason))
-        line = int(at[1]) if at and at[1] else max(1, len(text.splitlines()))
-        found = str(reason)[: at.start()] if at else str(reason)
-        raise ConfigError(f"not valid TOML: {found}", where=f"{path}:{line}" if at else str(path)) from reason
-    if not mapping:
-        hint = 'A minimal config is one line: pattern = "2:4"'
-        raise ConfigError("the config is empty", where=f"{path}:1", hint=hint)
-    return PruneConfig.from_dict(mapping, source=str(path))
 
 
 def _keys(cls: type) -> list[str]:

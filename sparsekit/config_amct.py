@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sparsekit._amct_messages import Field, outline, parse
-from sparsekit.config import Override, PruneConfig, read_text
+from sparsekit.config import Override, PruneConfig
 from sparsekit.errors import ConfigError
 from sparsekit.pattern import PATTERN_2_4, Pattern
+from sparsekit.reading import read_text
 
 _log = logging.getLogger("sparsekit")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,9 @@ import attrs
 from google.protobuf import text_format
 
 from sparsekit._amct_messages import Field, enum_values, new_message, parse
-from sparsekit.config import read_text
-from sparsekit.errors import ConfigError, RecordError
+from sparsekit.errors import ConfigError, RecordError, near_matches
 from sparsekit.pattern import PATTERN_2_4, Pattern
+from sparsekit.reading import read_text
 
 if TYPE_CHECKING:
     from sparsekit.planning import Plan
@@ -93,6 +93,31 @@ class Record:
     def of(cls, plan: Plan) -> Record:
         """The record of the layers that a plan prunes."""
         return cls(tuple(LayerRecord(d.name, d.shape or (), d.pattern or PATTERN_2_4) for d in plan.pruned))
+
+    def match(self, shapes: Mapping[str, tuple[int, ...] | None], model: str, absent: str) -> None:
+        """Check that every recorded layer is in a model, with the shape that was recorded.
+
+        Args:
+            shapes: the model's layers, with the shapes of their weights (None: not known).
+            model: what the model is, for messages, such as "graph".
+            absent: what is wrong with a layer that is not in ``shapes``.
+
+        Raises:
+            RecordError: a layer is missing or has another shape.
+        """
+        for layer in self.layers:
+            if layer.name not in shapes:
+                hint = near_matches(layer.name, shapes)
+                raise self.mismatch(f"names the layer '{layer.name}', which {absent}", model, hint)
+            shape = shapes[layer.name]
+            if shape is not None and shape != layer.shape:
+                found = f"gives '{layer.name}' the shape {list(layer.shape)}, in the {model} it is {list(shape)}"
+                raise self.mismatch(found, model)
+
+    def mismatch(self, found: str, model: str, hint: str = "") -> RecordError:
+        """The error for a record that belongs to another model."""
+        expected = f"the record that was written when this very {model} was pruned"
+        return RecordError(found, where=self.source, expected=expected, hint=hint)
 
     def to_text(self) -> str:
         """The record as AMCT writes it; a pattern other than 2:4 adds an attribute that AMCT lacks."""

@@ -9,7 +9,7 @@ import attrs
 import numpy as np
 
 from sparsekit.artefact.rewriting import Edits, rewritten
-from sparsekit.errors import ModelError, RecordError, near_matches
+from sparsekit.errors import ModelError
 from sparsekit.gradient import BATCH, MASK
 from sparsekit.graph.node import Node, ProtoGraph
 from sparsekit.graph.trace import MASK_ATTRIBUTE, Read, Tracer, Untraceable, hands_on
@@ -111,7 +111,6 @@ def _masked_layers(view: ProtoGraph) -> list[_MaskedLayer]:
 
 def _compare(layers: list[_MaskedLayer], view: ProtoGraph, record: Record | None) -> None:
     """The record and the graph must name the same layers."""
-    found = {layer.name: layer for layer in layers}
     if record is None:
         if not layers:
             raise ModelError(
@@ -121,28 +120,11 @@ def _compare(layers: list[_MaskedLayer], view: ProtoGraph, record: Record | None
                 hint="Freeze the graph that was pruned, not one built anew.",
             )
         return
-    for entry in record.layers:
-        layer = found.pop(entry.name, None)
-        if layer is None:
-            raise RecordError(
-                f"names the layer '{entry.name}', which has no mask in the graph",
-                where=record.source,
-                expected="the record that was written when this very graph was pruned",
-                hint=near_matches(entry.name, (layer.name for layer in layers)),
-            )
-        mask = _constant(view, layer, MASK)
-        if mask.shape != entry.shape:
-            raise RecordError(
-                f"gives '{entry.name}' the shape {list(entry.shape)}, in the graph it is {list(mask.shape)}",
-                where=record.source,
-                expected="the record that was written when this very graph was pruned",
-            )
-    if found:
-        raise RecordError(
-            f"does not name {', '.join(found)}, which the graph masks",
-            where=record.source,
-            expected="the record that was written when this very graph was pruned",
-        )
+    shapes = {layer.name: _constant(view, layer, MASK).shape for layer in layers}
+    record.match(shapes, "graph", "has no mask in the graph")
+    unnamed = shapes.keys() - {entry.name for entry in record.layers}
+    if unnamed:
+        raise record.mismatch(f"does not name {', '.join(sorted(unnamed))}, which the graph masks", "graph")
 
 
 def _inserted(view: ProtoGraph, layers: list[_MaskedLayer]) -> set[str]:

@@ -10,7 +10,6 @@ import attrs
 from sparsekit.artefact.deployed import DeployedLayer
 from sparsekit.artefact.model import Model
 from sparsekit.config import PruneConfig
-from sparsekit.errors import RecordError, near_matches
 from sparsekit.pattern import GroupCheck, Pattern, check
 from sparsekit.planning import LayerDecision, Planning, make_plan
 from sparsekit.plugins import Registry
@@ -158,24 +157,8 @@ def _planned(planning: Planning) -> list[tuple[LayerDecision, Pattern]]:
 
 def _recorded(planning: Planning, record: Record) -> list[tuple[LayerDecision, Pattern]]:
     decisions = {name: decision for decision in planning.plan.decisions for name in decision.uses}
-    found = []
-    for entry in record.layers:
-        decision = decisions.get(entry.name)
-        if decision is None:
-            raise RecordError(
-                f"names the layer '{entry.name}', which is not in the model",
-                where=record.source,
-                expected="the record that was written when this very model was pruned",
-                hint=near_matches(entry.name, decisions),
-            )
-        if decision.shape is not None and decision.shape != entry.shape:
-            raise RecordError(
-                f"gives '{entry.name}' the shape {list(entry.shape)}, in the model it is {list(decision.shape)}",
-                where=record.source,
-                expected="the record that was written when this very model was pruned",
-            )
-        found.append((decision, entry.pattern))
-    return found
+    record.match({name: d.shape for name, d in decisions.items()}, "model", "is not in the model")
+    return [(decisions[entry.name], entry.pattern) for entry in record.layers]
 
 
 def _look_at(decision: LayerDecision, pattern: Pattern, planning: Planning, model: Model) -> LayerVerification:

@@ -18,9 +18,9 @@ from sparsekit.config import (
     Override,
     PruneConfig,
     SkippedBy,
-    load_config,
     names_in_use,
 )
+from sparsekit.config_files import load_config
 from sparsekit.errors import ConfigError, MissingFileError, SparsekitError
 from sparsekit.pattern import PATTERN_2_4, Pattern
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsekit._amct_messages import outline
-from sparsekit.config import Override, PruneConfig, load_config
+from sparsekit.config import Override, PruneConfig
 from sparsekit.config_amct import read_amct_config
+from sparsekit.config_files import load_config
 from sparsekit.errors import ConfigError, SparsekitError
 from sparsekit.pattern import PATTERN_2_4
 

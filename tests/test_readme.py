@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sparsekit.config import PruneConfig, _keys, load_config
+from sparsekit.config import PruneConfig, _keys
+from sparsekit.config_files import load_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

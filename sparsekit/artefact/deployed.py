@@ -352,24 +352,3 @@ def _unpack(data: npt.NDArray[np.uint8], dtype: str, count: int) -> Array:
         return values
     sign = 1 << (bits - 1)
     return (values ^ sign).astype(np.int8) - np.int8(sign)
-
-
-def read_deployed(model: object) -> list[DeployedLayer] | None:
-    """The layers of a .tflite or .onnx file, None for any other model.
-
-    Raises:
-        MissingFileError, ModelError: the file cannot be read.
-        SparsekitError: the package that reads the format is not installed.
-    """
-    if not isinstance(model, (str, os.PathLike)):
-        return None
-    suffix = os.path.splitext(os.fsdecode(model))[1].lower()
-    if suffix == ".tflite":
-        from sparsekit.artefact.tflite import read_tflite
-
-        return read_tflite(model)
-    if suffix == ".onnx":
-        from sparsekit.artefact.onnx_model import read_onnx
-
-        return read_onnx(model)
-    return None

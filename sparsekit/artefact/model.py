@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsekit.artefact.bundle import patch
+from sparsekit.artefact.deployed import DeployedLayer
 from sparsekit.artefact.graph_def import load_graph_def, save
 from sparsekit.artefact.rewriting import Edits, rewritten
 from sparsekit.artefact.saved_model import MetaGraph, SavedModel, VariableKeys
@@ -83,6 +84,27 @@ def open_model(model: Any) -> Model:
         return SavedModelFolder(SavedModel.open(model))
     source = os.fsdecode(model) if isinstance(model, (str, os.PathLike)) else "the graph"
     return FrozenGraph(load_graph_def(model), source)
+
+
+def read_deployed(model: object) -> list[DeployedLayer] | None:
+    """The layers of a .tflite or .onnx file, None for any other model.
+
+    Raises:
+        MissingFileError, ModelError: the file cannot be read.
+        SparsekitError: the package that reads the format is not installed.
+    """
+    if not isinstance(model, (str, os.PathLike)):
+        return None
+    suffix = os.path.splitext(os.fsdecode(model))[1].lower()
+    if suffix == ".tflite":
+        from sparsekit.artefact.tflite import read_tflite
+
+        return read_tflite(model)
+    if suffix == ".onnx":
+        from sparsekit.artefact.onnx_model import read_onnx
+
+        return read_onnx(model)
+    return None
 
 
 class FrozenGraph(Model):
@@ -175,6 +197,7 @@ class SavedModelFolder(Model):
         return SavedModelFolder(self._saved_model, (*self._changes, *changes))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
+        _refuse_foreign_folder(Path(path))
         with staged_folder(path) as copy:
             _copy_folder(self._saved_model.folder, copy)
             if any(leaf.op != "Const" for read, _ in self._changes for leaf in read.leaves):
@@ -218,6 +241,21 @@ class SavedModelFolder(Model):
         index = self._saved_model.meta_graphs.index(self._meta_graph)
         proto.meta_graphs[index].graph_def.CopyFrom(rewritten(self.graph_def, edits))
         (copy / self._saved_model.file.name).write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _refuse_foreign_folder(path: Path) -> None:
+    """A folder that is written replaces what stood there: only a SavedModel may be replaced."""
+    if (
+        path.is_dir()
+        and any(path.iterdir())
+        and not any((path / f"saved_model{s}").exists() for s in (".pb", ".pbtxt"))
+    ):
+        raise SaveError(
+            "is a folder that holds something else than a SavedModel",
+            where=str(path),
+            expected="a new or empty folder, or a SavedModel to be replaced",
+            hint="Nothing was changed.",
+        )
 
 
 def _served(saved_model: SavedModel) -> MetaGraph:

@@ -284,6 +284,34 @@ def test_saving_over_the_input_replaces_it_in_one_step(tmp_path):
     assert os.listdir(tmp_path) == ["m"]
 
 
+def test_a_folder_that_is_no_saved_model_is_never_replaced(tmp_path):
+    module_export(tmp_path / "m")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("years of work")
+    with pytest.raises(sparsekit.SaveError, match="notes: is a folder that holds something else"):
+        sparsekit.prune(tmp_path / "m").save(tmp_path / "notes")
+    assert files(tmp_path / "notes") == {"thesis.txt": b"years of work"}
+    (tmp_path / "empty").mkdir()
+    sparsekit.prune(tmp_path / "m").save(tmp_path / "empty")
+    assert sparsekit.verify(tmp_path / "empty").ok
+
+
+def test_a_saved_model_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
+    import sparsekit.artefact.model
+
+    module_export(tmp_path / "m")
+    before = files(tmp_path / "m")
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sparsekit.artefact.model, "patch", fail)
+    for path in ("m", "new"):
+        with pytest.raises(sparsekit.SaveError, match="No space left on device"):
+            sparsekit.prune(tmp_path / "m").save(tmp_path / path)
+    assert os.listdir(tmp_path) == ["m"] and files(tmp_path / "m") == before
+
+
 @pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_the_old_model_or_the_new(tmp_path):
     module_export(tmp_path / "m")
