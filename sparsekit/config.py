@@ -52,6 +52,9 @@ _batches = _must(
     lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= UINT32_MAX,
     f"a whole number of batches from 0 to {UINT32_MAX} (0: choose the mask once)",
 )
+_count = _must(
+    lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0, "a whole number of weights"
+)
 
 
 @attrs.frozen
@@ -62,6 +65,7 @@ class LayerSettings:
     pattern: Pattern
     criterion: str
     update_freq: int
+    min_weights: int = 0
 
 
 @attrs.frozen
@@ -90,6 +94,7 @@ class Override:
         pattern: the sparsity pattern.
         criterion: the name of the criterion that chooses what to keep.
         update_freq: choose the mask again every so many batches; 0 chooses once.
+        min_weights: leave weights with fewer elements dense.
         prune: false leaves the layers dense, true prunes them where the config otherwise does not.
 
     Raises:
@@ -105,6 +110,7 @@ class Override:
     )
     criterion: str | None = attrs.field(default=None, validator=attrs.validators.optional(_text))
     update_freq: int | None = attrs.field(default=None, validator=attrs.validators.optional(_batches))
+    min_weights: int | None = attrs.field(default=None, validator=attrs.validators.optional(_count))
     prune: bool | None = attrs.field(default=None, validator=attrs.validators.optional(_boolean))
 
     def __attrs_post_init__(self) -> None:
@@ -138,6 +144,8 @@ class PruneConfig:
         pattern: the sparsity pattern, default 2:4.
         criterion: the name of the criterion that chooses what to keep.
         update_freq: choose the mask again every so many batches; 0, the default, chooses once.
+        min_weights: leave weights with fewer elements dense; 0, the default, leaves none.
+        skip_outputs: leave the layers dense behind which no other layer comes (needs the model's outputs).
         prune: false prunes only the layers for which an override says ``prune=True``.
         target: the name of the product or chip to prune for; None for any.
         skip_layers: shell-style patterns of layer names to leave dense, case-sensitive.
@@ -153,6 +161,8 @@ class PruneConfig:
     pattern: Pattern = attrs.field(default=PATTERN_2_4, converter=_to_pattern, validator=_pattern)
     criterion: str = attrs.field(default="magnitude", validator=_text)
     update_freq: int = attrs.field(default=0, validator=_batches)
+    min_weights: int = attrs.field(default=0, validator=_count)
+    skip_outputs: bool = attrs.field(default=False, validator=_boolean)
     prune: bool = attrs.field(default=True, validator=_boolean)
     target: str | None = attrs.field(default=None, validator=attrs.validators.optional(_text))
     skip_layers: tuple[str, ...] = attrs.field(default=(), converter=_to_tuple, validator=_names)

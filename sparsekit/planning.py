@@ -11,7 +11,7 @@ import attrs
 
 from sparsekit.config import LayerSettings, PruneConfig, names_in_use
 from sparsekit.errors import ConfigError, near_matches
-from sparsekit.graph.forward import forward_nodes
+from sparsekit.graph.forward import forward_nodes, last_before_outputs
 from sparsekit.graph.node import FunctionView, GraphView, LiveGraph, Node
 from sparsekit.graph.trace import Tracer, Untraceable, WeightSource, hands_on
 from sparsekit.handler import OpHandler, WeightSite
@@ -179,10 +179,11 @@ def make_plan(
         node for top in view.nodes() if top in forward for node in (top, *_inner(top)) if registry.handler(node.op)
     ]
     _check_names(view, config, candidates, registry)
+    heads = _heads(view, config, outputs, candidates)
     tracer = Tracer()
     groups: dict[object, list[_Use]] = defaultdict(list)
     for node in candidates:
-        use = _examine(node, config, registry, tracer)
+        use = _examine(node, config, registry, tracer, heads)
         groups[use.site.source.key if use.site else node].append(use)
     decided = [_decide(uses, forward, tracer, target) for uses in groups.values()]
     return Planning(
@@ -222,7 +223,20 @@ def _check_names(view: GraphView, config: PruneConfig, candidates: list[Node], r
         )
 
 
-def _examine(node: Node, config: PruneConfig, registry: Registry, tracer: Tracer) -> _Use:
+def _heads(view: GraphView, config: PruneConfig, outputs: Sequence[str] | None, candidates: list[Node]) -> set[Node]:
+    """The layers behind which no other layer comes, where the config wants to know."""
+    if not config.skip_outputs:
+        return set()
+    if outputs is None and isinstance(view, LiveGraph):
+        raise ConfigError(
+            "needs to know the outputs of the graph",
+            where=f"{config.source}: skip_outputs",
+            hint="Pass outputs=: in a training graph much is computed besides.",
+        )
+    return last_before_outputs(view, outputs, set(candidates))
+
+
+def _examine(node: Node, config: PruneConfig, registry: Registry, tracer: Tracer, heads: set[Node]) -> _Use:
     """Look at one op alone: its settings, its weight, its constraints."""
     handler = registry.handler(node.op)
     assert handler is not None
@@ -240,6 +254,8 @@ def _examine(node: Node, config: PruneConfig, registry: Registry, tracer: Tracer
             skipped_by.key.replace("_", "-"),
             f"{node.path}: the config leaves it out ({skipped_by}).",
         )
+    elif node in heads:
+        reason, message = "output-layer", f"{node.path}: no layer comes after it, and the config sets skip_outputs."
     elif not settings.prune:
         reason, message = "not-configured", f"{node.path}: the config does not ask for this layer."
     return _Use(node, handler, settings, site, reason, message)
@@ -267,6 +283,12 @@ def _obstacle(site: WeightSite, handler: OpHandler, settings: LayerSettings) -> 
             "weight-dtype",
             f"{name}: its weight '{source.name}' is stored as {source.dtype}; masks need "
             f"{' or '.join(handler.weight_dtypes)} (a {handler.weight_dtypes[0]} variable behind a cast is fine).",
+        )
+    size = math.prod(source.shape)
+    if size < settings.min_weights:
+        return (
+            "too-few-weights",
+            f"{name}: its weight has {size} elements, fewer than min_weights = {settings.min_weights}.",
         )
     if source.read.out_of_reach and isinstance(site.node.root, LiveGraph):
         return source.read.out_of_reach.reason, f"{name}: {source.read.out_of_reach.message}."

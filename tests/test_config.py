@@ -230,6 +230,7 @@ layer_values = {
     "pattern": st.sampled_from(["2:4", "1:4", "4:8"]),
     "criterion": st.sampled_from(["magnitude", "other"]),
     "update_freq": st.integers(0, UINT32_MAX),
+    "min_weights": st.integers(0, 10**9),
     "prune": st.booleans(),
 }
 override_tables = st.fixed_dictionaries(
@@ -253,7 +254,7 @@ def test_settings_agree_with_the_rules_read_slowly(table, name, op_type):
         return any(fnmatch.fnmatchcase(subject, pattern) for pattern in patterns)
 
     expected = {}
-    defaults = {"pattern": "2:4", "criterion": "magnitude", "update_freq": 0, "prune": True}
+    defaults = {"pattern": "2:4", "criterion": "magnitude", "update_freq": 0, "min_weights": 0, "prune": True}
     overrides = table.get("override", [])
     for key, default in defaults.items():
         candidates = [o[key] for o in overrides if o.get(key) is not None and hit(o["layers"], name)]

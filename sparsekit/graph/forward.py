@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sparsekit.errors import GraphError, near_matches
-from sparsekit.graph.node import GraphView, LiveGraph, LiveNode, Node
+from sparsekit.graph.node import ArgumentNode, GraphView, LiveGraph, LiveNode, Node
 
 _GRADIENT = "_grad"
 _GRADIENTS = re.compile(r"gradients(_\d+)?")
@@ -70,6 +70,41 @@ def forward_nodes(view: GraphView, outputs: Sequence[str] | None) -> set[Node]:
             )
         wanted.add(node)
     return _reached(wanted, lambda node: [edge.node for edge in node.inputs])
+
+
+def last_before_outputs(view: GraphView, outputs: Sequence[str] | None, among: set[Node]) -> set[Node]:
+    """The nodes of ``among`` from which an output is reached without another one of them between.
+
+    Args:
+        view: the main graph.
+        outputs: the operations whose results are used; None: those that nobody reads.
+        among: nodes of the graph and of the functions it calls.
+    """
+    start = [view.node(name) for name in outputs] if outputs else [n for n in view.nodes() if not view.readers(n)]
+    last = set()
+    stack = [node for node in start if node is not None]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        if node in among:
+            last.add(node)
+            continue
+        for before in _one_back(node):
+            if before not in seen:
+                seen.add(before)
+                stack.append(before)
+    return last
+
+
+def _one_back(node: Node) -> list[Node]:
+    """What a node's results are made of: its inputs, the results of the functions it calls, what a caller passes."""
+    if isinstance(node, ArgumentNode):
+        call, index = node.outside()
+        return [call.inputs[index].node]
+    bodies = node.view.bodies(node)
+    if bodies:
+        return [edge.node for body in bodies for edge in body.results()]
+    return [edge.node for edge in node.inputs]
 
 
 def differentiated(view: GraphView) -> set[str]:
