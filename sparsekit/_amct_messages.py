@@ -1,7 +1,7 @@
 """AMCT's protobuf messages and its text format, read with the lines on which things stand.
 
 The descriptors are assembled here, in a pool of their own, so that no generated code ties the package to a
-protoc version. Names and numbers: amct.md.
+protoc version. Names and numbers are those of AMCT's public documents and its open PyTorch edition.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from sparsekit.errors import ConfigError, near_matches
 from sparsekit.pattern import PATTERN_2_4, Pattern
 
 UINT32_MAX = 2**32 - 1
-"""The largest update_freq: AMCT's field is a uint32 (amct.md, L1SelectivePruner)."""
+"""The largest update_freq: AMCT's field is a uint32 (L1SelectivePruner in its documents)."""
 
 _T = TypeVar("_T")
 
@@ -190,7 +190,7 @@ class PruneConfig:
 
         A skip list wins over everything. Then, for each key apart, an override that names the layer wins over
         one that names its type, which wins over the config's own value; among several, the later one wins.
-        This is AMCT's precedence (amct.md, Config).
+        This is AMCT's precedence.
 
         Args:
             name: the op's name.

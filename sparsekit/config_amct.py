@@ -1,4 +1,4 @@
-"""AMCT's retraining config (protobuf text of an AMCTRetrainConfig) as a PruneConfig (amct.md, Config)."""
+"""AMCT's retraining config (protobuf text of an AMCTRetrainConfig) as a PruneConfig."""
 
 from __future__ import annotations
 

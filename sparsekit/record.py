@@ -1,4 +1,4 @@
-"""The record of which layers were pruned, in AMCT's text form: ScaleOffsetRecord (amct.md, Record file)."""
+"""The record of which layers were pruned, in AMCT's text form: ScaleOffsetRecord."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from sparsekit.config_files import load_config
 from sparsekit.errors import ConfigError, SparsekitError
 from sparsekit.pattern import PATTERN_2_4
 
-# The example of AMCT's documentation (amct.md, Config).
+# The example of AMCT's documentation.
 DOCUMENTED = """\
 # global
 prune_config{

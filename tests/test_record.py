@@ -12,7 +12,7 @@ from sparsekit.errors import MissingFileError, RecordError, SparsekitError
 from sparsekit.pattern import PATTERN_2_4, Pattern
 from sparsekit.record import LayerRecord, Record, read_record
 
-# AMCT's form (amct.md, Record file).
+# AMCT's form.
 AMCT = """\
 prune_record {
   selective_prune {
