@@ -114,7 +114,8 @@ def _decide(
     if not (isinstance(model, (str, os.PathLike)) or is_graph_def(model)):
         return plan_live(model, config, names, registry, profile), None, chosen
     opened = open_model(model)
-    return make_plan(opened.view, config, names or opened.outputs, registry, profile), opened, chosen
+    planning = make_plan(opened.view, config, names or opened.outputs, registry, profile, opened.obstacle)
+    return planning, opened, chosen
 
 
 def strip(masked: Any, *, record: Path | None = None, outputs: Any = None) -> Any:

@@ -19,6 +19,9 @@ def prune_model(model: Model, layers: tuple[PlannedLayer, ...], registry: Regist
     Raises:
         ModelError: a weight cannot be read or is not finite.
     """
+    for layer in layers:  # a SavedModel's weights are not looked at again before it is saved
+        for _, weight in model.values(layer.source.read):
+            refuse_non_finite(weight, layer.decision.name, layer.decision.weight)
     changes: list[Change] = [
         (layer.source.read, functools.partial(_pruned, layer=layer, registry=registry)) for layer in layers
     ]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
 import attrs
 
 from sparsekit.config import LayerSettings, PruneConfig, names_in_use
-from sparsekit.errors import ConfigError, near_matches
+from sparsekit.errors import ConfigError, ModelError, near_matches
 from sparsekit.graph.forward import forward_nodes, last_before_outputs
 from sparsekit.graph.node import FunctionView, GraphView, LiveGraph, Node
-from sparsekit.graph.trace import Tracer, Untraceable, WeightSource, hands_on
+from sparsekit.graph.trace import Read, Tracer, Untraceable, WeightSource, hands_on
 from sparsekit.handler import OpHandler, WeightSite
 from sparsekit.pattern import Pattern
 from sparsekit.plugins import Registry
@@ -134,12 +134,12 @@ class Planning:
     Attributes:
         plan: what users see.
         layers: the layers to be pruned, in the plan's order.
-        sites: per layer name, for every decision whose weight was found, the place where it enters the op.
+        sites: for every decision whose weight was found, the place where it enters the op.
     """
 
     plan: Plan
     layers: tuple[PlannedLayer, ...]
-    sites: dict[str, WeightSite]
+    sites: dict[LayerDecision, WeightSite]
 
 
 @attrs.frozen(eq=False)
@@ -160,6 +160,7 @@ def make_plan(
     outputs: Sequence[str] | None,
     registry: Registry,
     target: TargetProfile | None = None,
+    stored_obstacle: Callable[[Read], str] = lambda read: "",
 ) -> Planning:
     """Decide what happens to every op that has a handler. Nothing is edited.
 
@@ -169,8 +170,10 @@ def make_plan(
         outputs: the operations whose results are used; None: found by itself.
         registry: the plugins.
         target: adds its notes to the layers.
+        stored_obstacle: why a stored weight cannot be rewritten, "" if it can (or is masked in a live graph).
 
     Raises:
+        ModelError: a model at rest is damaged.
         ConfigError: the config names layers, types or criteria that do not exist.
         GraphError: an output is not in the graph.
     """
@@ -183,7 +186,7 @@ def make_plan(
     tracer = Tracer()
     groups: dict[object, list[_Use]] = defaultdict(list)
     for node in candidates:
-        use = _examine(node, config, registry, tracer, heads)
+        use = _examine(node, config, registry, tracer, heads, stored_obstacle)
         groups[use.site.source.key if use.site else node].append(use)
     decided = [_decide(uses, forward, tracer, target) for uses in groups.values()]
     return Planning(
@@ -193,7 +196,7 @@ def make_plan(
             for decision, uses in decided
             if decision.pruned
         ),
-        sites={decision.name: uses[0].site for decision, uses in decided if uses[0].site},
+        sites={decision: uses[0].site for decision, uses in decided if uses[0].site},
     )
 
 
@@ -236,7 +239,14 @@ def _heads(view: GraphView, config: PruneConfig, outputs: Sequence[str] | None, 
     return last_before_outputs(view, outputs, set(candidates))
 
 
-def _examine(node: Node, config: PruneConfig, registry: Registry, tracer: Tracer, heads: set[Node]) -> _Use:
+def _examine(
+    node: Node,
+    config: PruneConfig,
+    registry: Registry,
+    tracer: Tracer,
+    heads: set[Node],
+    stored_obstacle: Callable[[Read], str],
+) -> _Use:
     """Look at one op alone: its settings, its weight, its constraints."""
     handler = registry.handler(node.op)
     assert handler is not None
@@ -247,6 +257,11 @@ def _examine(node: Node, config: PruneConfig, registry: Registry, tracer: Tracer
     else:
         site = found
         reason, message = _obstacle(site, handler, settings)
+        if not reason and _is_product_of_variables(site, tracer):
+            reason = "product-of-weights"
+            message = f"{node.path}: both its operands are variables, so it is a part of a weight, not a layer."
+        if not reason and (stored := stored_obstacle(site.source.read)):
+            reason, message = "weight-not-stored", f"{node.path}: {stored}."
     if reason == "already-masked":
         pass  # no setting changes that
     elif skipped_by:
@@ -265,11 +280,27 @@ def _locate(node: Node, handler: OpHandler, tracer: Tracer) -> WeightSite | Untr
     """The op's static weight; where there is none, why its usual place holds none."""
     obstacle: Untraceable | None = None
     for weight_input, axis in handler.weight_sites(node):
-        source = tracer.trace(node, weight_input, axis)
+        try:
+            source = tracer.trace(node, weight_input, axis)
+        except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+            # Constants that lay a weight out are read on the way; in a damaged model they can be anything.
+            if isinstance(node.root, LiveGraph):
+                raise
+            found = f"the way to its weight makes no sense ({type(error).__name__}: {error})"
+            raise ModelError(found, where=node.path, hint="The model is damaged; write it again.") from error
         if not isinstance(source, Untraceable):
             return WeightSite(node, weight_input, source)
         obstacle = obstacle or source
     return obstacle or Untraceable("weight-missing", "its handler names no place for a weight")
+
+
+def _is_product_of_variables(site: WeightSite, tracer: Tracer) -> bool:
+    """Whether the op multiplies two variables (a low-rank update, say) instead of data and a weight."""
+    others = [tracer.trace(site.node, i, 0) for i in range(len(site.node.inputs)) if i != site.input]
+    return any(
+        not isinstance(other, Untraceable) and len(other.shape) > 1 and other.leaves[0].op != "Const"
+        for other in others
+    )
 
 
 def _obstacle(site: WeightSite, handler: OpHandler, settings: LayerSettings) -> tuple[str, str]:

@@ -53,6 +53,8 @@ class PruneResult:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the pruned model in the kind it came in, whole or not at all; missing parent folders are made.
 
+        A SavedModel's folder is read again for that, one weight at a time: it must still be as it was.
+
         Returns:
             Where it lies.
 

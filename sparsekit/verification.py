@@ -163,7 +163,7 @@ def _recorded(planning: Planning, record: Record) -> list[tuple[LayerDecision, P
 
 def _look_at(decision: LayerDecision, pattern: Pattern, planning: Planning, model: Model) -> LayerVerification:
     fields = {name: getattr(decision, name) for name in ("name", "op_type", "shape", "axis")}
-    site = planning.sites.get(decision.name)
+    site = planning.sites.get(decision)
     if site is None:
         masked = decision.reason == "already-masked"
         return LayerVerification(**fields, pattern=pattern, ok=False, seen=masked, message=decision.message)

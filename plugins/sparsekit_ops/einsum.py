@@ -49,6 +49,8 @@ def _contracted(node: Node) -> set[str]:
 
 
 def _is_plain(site: WeightSite) -> bool:
-    """No ellipsis, no diagonal in the weight, whose axes would then not be its labels."""
-    labels = _operands(site.node)[site.input]
-    return "." not in labels and len(set(labels)) == len(labels)
+    """No ellipsis, no diagonal in the weight, whose axes would then not be its labels; no label summed in it alone."""
+    operands = _operands(site.node)
+    labels = operands.pop(site.input)
+    elsewhere = set("".join(operands)) | set(str(site.node.attr("equation", "")).partition("->")[2])
+    return "." not in labels and len(set(labels)) == len(labels) and set(labels) <= elsewhere

@@ -28,6 +28,12 @@ Change: TypeAlias = tuple[Read, Callable[[Array], Array]]
 """A stored weight, and what becomes of its value."""
 
 
+_OF_A_SAVED_MODEL = {
+    *("saved_model.pb", "saved_model.pbtxt", "fingerprint.pb", "keras_metadata.pb", "variables", "assets"),
+    *("assets.extra", "debug"),
+}
+
+
 class Model(abc.ABC):
     """A model at rest.
 
@@ -162,6 +168,11 @@ class SavedModelFolder(Model):
         return dict(self._saved_model.weight_keys(self._meta_graph).variables)
 
     def obstacle(self, read: Read) -> str:
+        constants = [leaf for leaf in read.leaves if leaf.op == "Const"]
+        if constants and len(constants) < len(read.leaves):
+            return f"its weight is put together from the constant '{constants[0].path}' and a variable"
+        if constants and len(self._saved_model.meta_graphs) > 1:
+            return f"its weight '{constants[0].path}' is a constant, of which every graph of the SavedModel has its own"
         for leaf in read.leaves:
             if leaf.op == "Const":
                 continue
@@ -197,9 +208,10 @@ class SavedModelFolder(Model):
         return SavedModelFolder(self._saved_model, (*self._changes, *changes))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        _refuse_foreign_folder(Path(path))
+        _refuse_destination(Path(path), self._saved_model.folder)
         with staged_folder(path) as copy:
-            _copy_folder(self._saved_model.folder, copy)
+            # Links are followed, since the copy is written to.
+            shutil.copytree(self._saved_model.folder, copy, dirs_exist_ok=True)
             if any(leaf.op != "Const" for read, _ in self._changes for leaf in read.leaves):
                 patch(copy / "variables" / "variables", self._patches())
             self._rewrite_constants(copy)
@@ -210,14 +222,14 @@ class SavedModelFolder(Model):
     def _patches(self) -> Iterator[tuple[str, Array]]:
         seen: dict[str, str] = {}
         for read, change in self._changes:
+            if all(leaf.op == "Const" for leaf in read.leaves):
+                continue
             if read.concat_axis is not None:
                 ((_, whole),) = self.values(read)
                 for leaf, part in read.split(change(whole)):
                     yield self._keys[leaf.name].keys[0], part
                 continue
             (leaf,) = read.leaves
-            if leaf.op == "Const":
-                continue
             for key, value in self._copies(leaf):
                 if key in seen:
                     raise ModelError(
@@ -243,15 +255,19 @@ class SavedModelFolder(Model):
         (copy / self._saved_model.file.name).write_bytes(proto.SerializeToString(deterministic=True))
 
 
-def _refuse_foreign_folder(path: Path) -> None:
-    """A folder that is written replaces what stood there: only a SavedModel may be replaced."""
-    if (
-        path.is_dir()
-        and any(path.iterdir())
-        and not any((path / f"saved_model{s}").exists() for s in (".pb", ".pbtxt"))
-    ):
+def _refuse_destination(path: Path, source: Path) -> None:
+    """The folder that is written replaces what stood there: nothing else than a SavedModel may be lost by that."""
+    final, origin = Path(os.path.realpath(path)), Path(os.path.realpath(source))
+    found = ""
+    if final != origin and (final in origin.parents or origin in final.parents):
+        found = f"lies inside the model that is pruned ({origin}), or holds it"
+    elif path.is_dir() and any(path.iterdir()):
+        strange = sorted({entry.name for entry in path.iterdir()} - _OF_A_SAVED_MODEL)
+        if strange or not any((path / name).exists() for name in ("saved_model.pb", "saved_model.pbtxt")):
+            found = f"is a folder that holds something else than a SavedModel ({', '.join(strange[:3])})"
+    if found:
         raise SaveError(
-            "is a folder that holds something else than a SavedModel",
+            found,
             where=str(path),
             expected="a new or empty folder, or a SavedModel to be replaced",
             hint="Nothing was changed.",
@@ -274,12 +290,3 @@ def _signature_outputs(meta_graph: MetaGraph) -> tuple[str, ...] | None:
     }
     present = {node.name for node in meta_graph.graph_def.node}
     return tuple(sorted(names)) if names and names <= present else None
-
-
-def _copy_folder(source: Path, destination: Path) -> None:
-    """A copy of every file; links are followed, since the copy is written to."""
-    for folder, _, files in os.walk(source, followlinks=False):
-        target = destination / Path(folder).relative_to(source)
-        target.mkdir(exist_ok=True)
-        for name in files:
-            shutil.copyfile(Path(folder) / name, target / name)

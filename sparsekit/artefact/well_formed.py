@@ -15,7 +15,8 @@ _DAMAGED = "The model is damaged or was cut off; write it again."
 
 
 def check_graph_def(graph_def: Any, source: str) -> None:
-    """Check names, edges, numbers of inputs, dtypes, constants. Function bodies and unknown ops are passed over.
+    """Check names, edges, numbers of inputs, dtypes, constants; unknown ops are passed over. Of function bodies: names
+    and edges.
 
     Args:
         graph_def: the GraphDef.
@@ -31,6 +32,31 @@ def check_graph_def(graph_def: Any, source: str) -> None:
         nodes[node.name] = node
     for node in graph_def.node:
         _check_node(node, nodes, source)
+    _check_order(nodes, source)
+    for function in graph_def.library.function:
+        _check_body(function, f"{source}: function '{function.signature.name}'")
+
+
+def _check_body(function: Any, source: str) -> None:
+    arguments = {argument.name for argument in function.signature.input_arg}
+    nodes: dict[str, Any] = {}
+    for node in function.node_def:
+        if node.name in nodes or node.name in arguments:
+            raise _error(source, node, "two nodes have this name", "every name once")
+        nodes[node.name] = node
+    known = nodes.keys() | arguments
+    for node in function.node_def:
+        count = sum(not text.startswith("^") for text in node.input)
+        expected = _input_count(node)
+        if expected is not None and count != expected:
+            raise _error(source, node, f"is a {node.op} with {count} inputs", f"{expected}")
+        for text in node.input:
+            if text.removeprefix("^").partition(":")[0] not in known:
+                raise _error(source, node, f"reads '{text}', which is not in the function")
+    for output in function.signature.output_arg:
+        returned = function.ret.get(output.name, "")
+        if returned.partition(":")[0] not in known:
+            raise ModelError(f"returns '{returned}' as '{output.name}'", where=source, hint=_DAMAGED)
     _check_order(nodes, source)
 
 
@@ -83,7 +109,8 @@ def _check_order(nodes: dict[str, Any], source: str) -> None:
     for name, node in nodes.items():
         for text in node.input:
             read = text.removeprefix("^").partition(":")[0]
-            if nodes[read].op not in ("NextIteration", "RefNextIteration"):
+            # An argument of a function depends on nothing in it.
+            if read in nodes and nodes[read].op not in ("NextIteration", "RefNextIteration"):
                 waiting[name] += 1
                 readers[read].append(name)
     ready = [name for name, count in waiting.items() if not count]

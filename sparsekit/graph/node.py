@@ -36,6 +36,10 @@ _FIRST_ARGUMENT = {
 }
 
 
+_MAX_BODIES = 20_000
+_MAX_DEPTH = 60
+
+
 @attrs.frozen
 class Edge:
     """Output ``index`` of ``node``, read by somebody."""
@@ -136,10 +140,12 @@ class GraphView(abc.ABC):
     Attributes:
         prefix: what comes before a node's name to make its path.
         function: the function's name, "" for a main graph.
+        depth: through how many calls it is reached.
     """
 
     prefix: str = ""
     function: str = ""
+    depth: int = 0
 
     @abc.abstractmethod
     def nodes(self) -> Iterator[Node]:
@@ -170,12 +176,44 @@ class GraphView(abc.ABC):
         """The function bodies that a node of this view calls, seen from this very call; the same ones every time."""
         if call not in self._bodies:
             called = [(role, name) for role, name in call.calls() if name in self.library]
-            self._bodies[call] = tuple(FunctionView(self.library[name], call, role) for role, name in called)
+            labels = _labels([role for role, _ in called])
+            self._bodies[call] = tuple(
+                FunctionView(self.library[name], call, role, label)
+                for (role, name), label in zip(called, labels, strict=True)
+            )
+            call.root.count_bodies(call, len(called))
         return self._bodies[call]
+
+    def count_bodies(self, call: Node, more: int) -> None:
+        """Refuse a model whose functions call each other without end, or nearly so.
+
+        Raises:
+            ModelError: names the call.
+        """
+        self._opened += more
+        if self._opened > _MAX_BODIES or call.view.depth > _MAX_DEPTH:
+            raise ModelError(
+                f"its functions call each other more than {_MAX_BODIES:,} times or without end",
+                where=call.path[:200],
+                expected="functions that do not call themselves",
+            )
+
+    _opened = 0
 
     @functools.cached_property
     def _bodies(self) -> dict[Node, tuple[FunctionView, ...]]:
         return {}
+
+
+def _labels(roles: list[str]) -> list[str]:
+    """What tells the bodies of one call apart in the paths of their nodes; the usual single one needs nothing."""
+    counts: dict[str, int] = {}
+    labels = []
+    for role in roles:
+        counts[role] = counts.get(role, -1) + 1
+        plain = role in ("f", "body")
+        labels.append("" if plain else f"{role}_{counts[role]}/" if roles.count(role) > 1 else f"{role}/")
+    return labels
 
 
 class LiveNode(Node):
@@ -328,12 +366,13 @@ class FunctionView(GraphView):
         role: the call's attribute that names it, such as "body" or "then_branch".
     """
 
-    def __init__(self, definition: Message, call: Node, role: str) -> None:
+    def __init__(self, definition: Message, call: Node, role: str, label: str = "") -> None:
         self.definition: Any = definition
         self.call = call
         self.role = role
-        self.prefix = f"{call.path}/"
+        self.prefix = f"{call.path}/{label}"
         self.function = self.definition.signature.name
+        self.depth = call.view.depth + 1
         arguments = (arg.name for arg in self.definition.signature.input_arg)
         self._nodes: dict[str, Node] = {name: ArgumentNode(self, name, i) for i, name in enumerate(arguments)}
         self._nodes.update((node.name, _BodyNode(self, node)) for node in self.definition.node_def)

@@ -361,9 +361,11 @@ def _moved(node: Node, shape: tuple[int, ...]) -> tuple[tuple[int, ...], Callabl
     """The shape after ``node``, and a function from an axis after it to the axis before it."""
     if node.op == "Transpose":
         permutation = node.inputs[1].node.constant()
-        if permutation is None:
+        if permutation is None or permutation.dtype.kind not in "iu" or permutation.shape != (len(shape),):
             return None
         order = [int(p) % len(shape) for p in permutation]
+        if sorted(order) != list(range(len(shape))):
+            return None
         return tuple(shape[p] for p in order), lambda axis: order[axis]
     if node.op in _RESHAPES:
         after = _reshaped(node, shape)
@@ -379,7 +381,7 @@ def _reshaped(node: Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         drop = {int(axis) % len(shape) for axis in axes}
         return tuple(size for i, size in enumerate(shape) if i not in drop)
     target = node.inputs[1].node.constant()
-    if target is None:
+    if target is None or target.dtype.kind not in "iu" or target.size == 0:
         return None
     if node.op == "ExpandDims":
         at = int(target.reshape(-1)[0]) % (len(shape) + 1)
@@ -387,7 +389,7 @@ def _reshaped(node: Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     sizes = [int(size) for size in target]
     if -1 in sizes:
         sizes[sizes.index(-1)] = math.prod(shape) // max(1, math.prod(s for s in sizes if s != -1))
-    return tuple(sizes)
+    return tuple(sizes) if math.prod(sizes) == math.prod(shape) and min(sizes) >= 0 else None
 
 
 def _axis_before_reshape(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> int | None:
