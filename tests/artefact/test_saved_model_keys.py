@@ -666,8 +666,8 @@ def negative_child(meta_graph: Any) -> None:
 
 
 HOSTILE = {
-    call_itself: "call each other without end",
-    multiply: "call each other without end",
+    call_itself: "functions call each other",
+    multiply: "functions call each other",
     circle_in_function: "goes round in a circle",
     lose_inputs: "has 0 inputs; expected 2",
     wrong_outputs: "cannot be read",
