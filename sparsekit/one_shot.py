@@ -19,7 +19,8 @@ def prune_model(model: Model, layers: tuple[PlannedLayer, ...], registry: Regist
     Raises:
         ModelError: a weight cannot be read or is not finite.
     """
-    for layer in layers:  # a SavedModel's weights are not looked at again before it is saved
+    # All of them before anything changes, here and not where masks are chosen: a SavedModel's are when it is saved.
+    for layer in layers:
         for _, weight in model.values(layer.source.read):
             refuse_non_finite(weight, layer.decision.name, layer.decision.weight)
     changes: list[Change] = [
@@ -31,7 +32,6 @@ def prune_model(model: Model, layers: tuple[PlannedLayer, ...], registry: Regist
 def _pruned(weight: Array, layer: PlannedLayer, registry: Registry) -> Array:
     decision = layer.decision
     assert decision.axis is not None and decision.pattern is not None
-    refuse_non_finite(weight, decision.name, decision.weight)
     score = registry.criterion(decision.criterion).score(weight, decision.axis)
     return layer.handlers[0].remove_mask(weight, keep_mask(score, decision.axis, decision.pattern))
 

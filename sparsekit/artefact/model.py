@@ -28,9 +28,14 @@ Change: TypeAlias = tuple[Read, Callable[[Array], Array]]
 """A stored weight, and what becomes of its value."""
 
 
-_OF_A_SAVED_MODEL = {
-    *("saved_model.pb", "saved_model.pbtxt", "fingerprint.pb", "keras_metadata.pb", "variables", "assets"),
-    *("assets.extra", "debug"),
+_GRAPH_FILES = {"saved_model.pb", "saved_model.pbtxt"}
+_OF_A_SAVED_MODEL = _GRAPH_FILES | {
+    "fingerprint.pb",
+    "keras_metadata.pb",
+    "variables",
+    "assets",
+    "assets.extra",
+    "debug",
 }
 
 
@@ -169,7 +174,7 @@ class SavedModelFolder(Model):
 
     def obstacle(self, read: Read) -> str:
         constants = [leaf for leaf in read.leaves if leaf.op == "Const"]
-        if constants and len(constants) < len(read.leaves):
+        if constants and not read.is_constant:
             return f"its weight is put together from the constant '{constants[0].path}' and a variable"
         if constants and len(self._saved_model.meta_graphs) > 1:
             return f"its weight '{constants[0].path}' is a constant, of which every graph of the SavedModel has its own"
@@ -212,7 +217,7 @@ class SavedModelFolder(Model):
         with staged_folder(path) as copy:
             # Links are followed, since the copy is written to.
             shutil.copytree(self._saved_model.folder, copy, dirs_exist_ok=True)
-            if any(leaf.op != "Const" for read, _ in self._changes for leaf in read.leaves):
+            if not all(read.is_constant for read, _ in self._changes):
                 patch(copy / "variables" / "variables", self._patches())
             self._rewrite_constants(copy)
             # Its hash of the variables is no longer theirs; loaders do without it.
@@ -222,7 +227,7 @@ class SavedModelFolder(Model):
     def _patches(self) -> Iterator[tuple[str, Array]]:
         seen: dict[str, str] = {}
         for read, change in self._changes:
-            if all(leaf.op == "Const" for leaf in read.leaves):
+            if read.is_constant:
                 continue
             if read.concat_axis is not None:
                 ((_, whole),) = self.values(read)
@@ -241,7 +246,7 @@ class SavedModelFolder(Model):
     def _rewrite_constants(self, copy: Path) -> None:
         edits = Edits()
         for read, change in self._changes:
-            if all(leaf.op == "Const" for leaf in read.leaves):
+            if read.is_constant:
                 ((_, value),) = self.values(read)
                 edits.values |= {leaf.location: part for leaf, part in read.split(change(value))}
         if not edits.values:
@@ -261,9 +266,9 @@ def _refuse_destination(path: Path, source: Path) -> None:
     found = ""
     if final != origin and (final in origin.parents or origin in final.parents):
         found = f"lies inside the model that is pruned ({origin}), or holds it"
-    elif path.is_dir() and any(path.iterdir()):
-        strange = sorted({entry.name for entry in path.iterdir()} - _OF_A_SAVED_MODEL)
-        if strange or not any((path / name).exists() for name in ("saved_model.pb", "saved_model.pbtxt")):
+    elif path.is_dir() and (names := {entry.name for entry in path.iterdir()}):
+        strange = sorted(names - _OF_A_SAVED_MODEL)
+        if strange or not names & _GRAPH_FILES:
             found = f"is a folder that holds something else than a SavedModel ({', '.join(strange[:3])})"
     if found:
         raise SaveError(

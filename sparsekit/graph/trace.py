@@ -96,6 +96,11 @@ class Read:
     out_of_reach: Untraceable | None = None
 
     @property
+    def is_constant(self) -> bool:
+        """Whether it is made of constants alone."""
+        return all(leaf.op == "Const" for leaf in self.leaves)
+
+    @property
     def shape(self) -> tuple[int, ...] | None:
         """The shape of the whole, None where unknown."""
         shapes = [_leaf_shape(leaf) for leaf in self.leaves]
