@@ -24,13 +24,14 @@ from sparsekit.errors import (
 )
 
 if TYPE_CHECKING:
-    from sparsekit.api import plan, prune, save, strip, verify
+    from sparsekit.api import plan, prune, report, save, strip, verify
     from sparsekit.config import Override, PruneConfig
     from sparsekit.criterion import Criterion
     from sparsekit.handler import Constraint, OpHandler, WeightSite
     from sparsekit.hookspecs import hookimpl
     from sparsekit.pattern import Pattern
     from sparsekit.planning import LayerDecision, Plan
+    from sparsekit.reporting.facts import Estimate, LayerFacts, Report, Totals
     from sparsekit.result import PruneResult
     from sparsekit.target import TargetProfile
     from sparsekit.verification import LayerVerification, Verification
@@ -41,8 +42,10 @@ __all__ = [
     "ConfigError",
     "Constraint",
     "Criterion",
+    "Estimate",
     "GraphError",
     "LayerDecision",
+    "LayerFacts",
     "LayerVerification",
     "MissingFileError",
     "ModelError",
@@ -54,10 +57,12 @@ __all__ = [
     "PruneConfig",
     "PruneResult",
     "RecordError",
+    "Report",
     "SaveError",
     "SparsekitError",
     "TargetError",
     "TargetProfile",
+    "Totals",
     "UnsupportedTargetError",
     "UnsupportedTargetWarning",
     "Verification",
@@ -65,19 +70,21 @@ __all__ = [
     "hookimpl",
     "plan",
     "prune",
+    "report",
     "save",
     "strip",
     "verify",
 ]
 
 _HOMES = {
-    "api": ("plan", "prune", "save", "strip", "verify"),
+    "api": ("plan", "prune", "report", "save", "strip", "verify"),
     "config": ("Override", "PruneConfig"),
     "criterion": ("Criterion",),
     "handler": ("Constraint", "OpHandler", "WeightSite"),
     "hookspecs": ("hookimpl",),
     "pattern": ("Pattern",),
     "planning": ("LayerDecision", "Plan"),
+    "reporting.facts": ("Estimate", "LayerFacts", "Report", "Totals"),
     "result": ("PruneResult",),
     "target": ("TargetProfile",),
     "verification": ("LayerVerification", "Verification"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from sparsekit.artefact.graph_def import is_graph_def, load_graph_def, save
 from sparsekit.artefact.model import Model, open_model, read_deployed
 from sparsekit.config import PruneConfig
 from sparsekit.config_files import load_config
+from sparsekit.deployed_plan import plan_deployed
 from sparsekit.graph.forward import forward_nodes, output_names
 from sparsekit.graph.node import ProtoGraph
 from sparsekit.live import plan_live, prune_live
@@ -17,6 +18,8 @@ from sparsekit.one_shot import prune_model
 from sparsekit.planning import Plan, Planning, make_plan
 from sparsekit.plugins import default_registry
 from sparsekit.record import Record, read_record
+from sparsekit.reporting.facts import Estimate, Report
+from sparsekit.reporting.gather import gather, gather_deployed
 from sparsekit.result import PruneResult
 from sparsekit.stripping import strip_masks
 from sparsekit.target import ChosenTarget, choose_target, warn_or_refuse
@@ -26,14 +29,15 @@ from sparsekit.writing import write_whole
 Path: TypeAlias = str | os.PathLike[str]
 Config: TypeAlias = PruneConfig | Mapping[str, Any] | Path | None
 
-__all__ = ["plan", "prune", "save", "strip", "verify"]
+__all__ = ["plan", "prune", "report", "save", "strip", "verify"]
 
 
 def plan(model: Any, cfg: Config = None, *, outputs: Any = None, target: str | None = None) -> Plan:
     """Decide what :func:`prune` would do, and edit nothing.
 
     Args:
-        model: a ``tf.Graph``, a GraphDef, the path of a frozen .pb or .pbtxt, or the folder of a SavedModel.
+        model: a ``tf.Graph``, a GraphDef, the path of a frozen .pb or .pbtxt, or the folder of a SavedModel; or of a
+            .tflite or .onnx file, which cannot be pruned itself: its plan says what it should be made from.
         cfg: a PruneConfig, a dict, the path of a TOML file (``.toml``) or of an AMCT text file (any other name),
             or None: 2:4 by magnitude everywhere.
         outputs: the operations whose results are used: names, tensors or operations. None: every op that no
@@ -50,7 +54,43 @@ def plan(model: Any, cfg: Config = None, *, outputs: Any = None, target: str | N
         MissingFileError, ModelError: a file cannot be read.
         TargetError: an unknown target.
     """
+    deployed = read_deployed(model)
+    if deployed is not None:
+        config, chosen = _settings(cfg, target)
+        return plan_deployed(deployed, config, chosen.profile if chosen else None)
     return _decide(model, cfg, outputs, target)[0].plan
+
+
+def report(
+    model: Any,
+    cfg: Config = None,
+    *,
+    outputs: Any = None,
+    target: str | None = None,
+    estimates: Iterable[Estimate] = (),
+) -> Report:
+    """The plan together with what it means: per layer and in total, weights, density, groups, multiply-adds.
+
+    Args:
+        model: as for :func:`plan`. Of a live graph, whose weights are in no one place, only the shapes are told.
+        cfg, outputs, target: as for :func:`plan`.
+        estimates: what tools or devices say of the model; shown as theirs.
+
+    Returns:
+        The report; it prints as text, and its ``save`` writes a page.
+
+    Raises:
+        ConfigError, GraphError, MissingFileError, ModelError, TargetError: as for :func:`plan`; also weights that
+            cannot be read.
+    """
+    source = os.fsdecode(model) if isinstance(model, (str, os.PathLike)) else "the graph"
+    deployed = read_deployed(model)
+    if deployed is not None:
+        config, chosen = _settings(cfg, target)
+        deployed_plan = plan_deployed(deployed, config, chosen.profile if chosen else None)
+        return Report(source, deployed_plan, gather_deployed(deployed_plan, deployed), tuple(estimates))
+    planning, opened, _ = _decide(model, cfg, outputs, target)
+    return Report(source, planning.plan, gather(planning, opened, default_registry()), tuple(estimates))
 
 
 def prune(
@@ -107,8 +147,8 @@ def _decide(
     model: Any, cfg: Config, outputs: Any, target: str | None
 ) -> tuple[Planning, Model | None, ChosenTarget | None]:
     """The plan of a live graph or of a model at rest, the latter opened."""
-    config, registry = load_config(cfg), default_registry()
-    chosen = choose_target(target, config.target, os.environ, registry.profiles)
+    registry = default_registry()
+    config, chosen = _settings(cfg, target)
     profile = chosen.profile if chosen else None
     names = output_names(outputs)
     if not (isinstance(model, (str, os.PathLike)) or is_graph_def(model)):
@@ -116,6 +156,11 @@ def _decide(
     opened = open_model(model)
     planning = make_plan(opened.view, config, names or opened.outputs, registry, profile, opened.obstacle)
     return planning, opened, chosen
+
+
+def _settings(cfg: Config, target: str | None) -> tuple[PruneConfig, ChosenTarget | None]:
+    config = load_config(cfg)
+    return config, choose_target(target, config.target, os.environ, default_registry().profiles)
 
 
 def strip(masked: Any, *, record: Path | None = None, outputs: Any = None) -> Any:

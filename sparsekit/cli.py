@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sparsekit import __version__
+from sparsekit import __version__, progress
 from sparsekit.errors import SparsekitError
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class _Commands(click.Group):
 
     def invoke(self, context: click.Context) -> object:
         try:
-            return super().invoke(context)
+            with progress.shown():
+                return super().invoke(context)
         except SparsekitError as error:
             raise _Refused(str(error)) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -123,11 +124,14 @@ _RECORD = click.option("--record", type=click.Path(path_type=Path), help="The re
 def plan(model: Path, config: Path | None, target: str | None, outputs: str | None, as_json: bool) -> None:
     """Say which layers of MODEL would be pruned, and why not the others.
 
-    MODEL is a frozen .pb or .pbtxt, or the folder of a SavedModel.
+    Per layer: its groups, its density as stored and as planned, the share of the sum of |weight| that stays, and of
+    the multiply-adds ("work"). MODEL is a frozen .pb or .pbtxt, the folder of a SavedModel, a .tflite or an .onnx file.
     """
     import sparsekit
+    from sparsekit.reporting.text import report_json
 
-    _print_plan(sparsekit.plan(model, config, outputs=_names(outputs), target=target), as_json)
+    found = sparsekit.report(model, config, outputs=_names(outputs), target=target)
+    click.echo(report_json(found) if as_json else str(found))
 
 
 @main.command()

@@ -11,6 +11,7 @@ A new op is one subclass of :class:`OpHandler`, returned from the hook ``sparsek
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -108,6 +109,21 @@ class OpHandler:
         import numpy as np
 
         return np.where(mask, weight, np.zeros((), weight.dtype))
+
+    def multiply_adds(self, node: Node, inputs: Sequence[tuple[int, ...] | None], output: tuple[int, ...]) -> int:
+        """The multiplications of the op with a dense weight: its cost, by which layers are compared.
+
+        Args:
+            node: the op.
+            inputs: the shapes of its inputs, the weight's among them; None where one is not known, then an error
+                (TypeError) may be raised. An open batch counts as 1.
+            output: the shape of its first output.
+
+        Returns:
+            By default elements of the output times input channels, which is right for matrix products.
+        """
+        weight = inputs[self.weight_input]
+        return math.prod(output) * weight[self.group_axis(node)]  # type: ignore[index]
 
     def lower(self, x: Any, node: Node) -> Any:
         """The op's input as the matrix X of its product X @ W, for criteria that need calibration."""

@@ -11,6 +11,7 @@ from sparsekit.errors import ModelError
 from sparsekit.pattern import keep_mask
 from sparsekit.planning import PlannedLayer
 from sparsekit.plugins import Registry
+from sparsekit.progress import track
 
 
 def prune_model(model: Model, layers: tuple[PlannedLayer, ...], registry: Registry) -> Model:
@@ -20,16 +21,17 @@ def prune_model(model: Model, layers: tuple[PlannedLayer, ...], registry: Regist
         ModelError: a weight cannot be read or is not finite.
     """
     # All of them before anything changes, here and not where masks are chosen: a SavedModel's are when it is saved.
-    for layer in layers:
+    for layer in track(layers, "Checking weights"):
         for _, weight in model.values(layer.source.read):
             refuse_non_finite(weight, layer.decision.name, layer.decision.weight)
     changes: list[Change] = [
-        (layer.source.read, functools.partial(_pruned, layer=layer, registry=registry)) for layer in layers
+        (layer.source.read, functools.partial(pruned_weight, layer=layer, registry=registry)) for layer in layers
     ]
     return model.changed(changes)
 
 
-def _pruned(weight: Array, layer: PlannedLayer, registry: Registry) -> Array:
+def pruned_weight(weight: Array, layer: PlannedLayer, registry: Registry) -> Array:
+    """A layer's weight with zeros where its criterion wants them."""
     decision = layer.decision
     assert decision.axis is not None and decision.pattern is not None
     score = registry.criterion(decision.criterion).score(weight, decision.axis)

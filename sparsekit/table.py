@@ -37,17 +37,20 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int 
 
 
 def to_json(result: Any, **more: Any) -> str:
-    """A result as one JSON document: its fields by name, and ``more``."""
-    return json.dumps({**more, **_plain(result)}, indent=2, ensure_ascii=False)
+    """A result, or a dict, as one JSON document: its fields by name, and ``more``."""
+    return json.dumps({**more, **plain(result)}, indent=2, ensure_ascii=False)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A result as what JSON can hold: attrs classes become dicts, callables are left out, the rest becomes text."""
     if isinstance(value, (str, int, bool)) or value is None:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None  # JSON has no NaN
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value if not callable(item)]
+        return [plain(item) for item in value if not callable(item)]
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
     if attrs.has(type(value)) and not isinstance(value, Pattern):
-        return {field.name: _plain(getattr(value, field.name)) for field in attrs.fields(type(value))}
+        return {field.name: plain(getattr(value, field.name)) for field in attrs.fields(type(value))}
     return str(value)

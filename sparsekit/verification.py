@@ -13,6 +13,7 @@ from sparsekit.config import PruneConfig
 from sparsekit.pattern import GroupCheck, Pattern, check
 from sparsekit.planning import LayerDecision, Planning, make_plan
 from sparsekit.plugins import Registry
+from sparsekit.progress import track
 from sparsekit.record import Record
 from sparsekit.table import text_table
 
@@ -128,14 +129,17 @@ def verify_model(
     expected = _recorded(planning, record) if record else _planned(planning)
     names = {decision.name for decision, _ in expected}
     return Verification(
-        layers=tuple(_look_at(decision, pattern, planning, model) for decision, pattern in expected),
+        layers=tuple(
+            _look_at(decision, pattern, planning, model) for decision, pattern in track(expected, "Verifying")
+        ),
         skipped=tuple(d for d in planning.plan.skipped if d.name not in names),
     )
 
 
 def verify_deployed(layers: Sequence[DeployedLayer], pattern: Pattern) -> Verification:
     """Check the weights of a file in a deployment format, along the contraction axis of that format."""
-    return Verification(tuple(_look_at_deployed(layer, pattern) for layer in layers if not layer.exempt))
+    expected = [layer for layer in layers if not layer.exempt]
+    return Verification(tuple(_look_at_deployed(layer, pattern) for layer in track(expected, "Verifying")))
 
 
 def _look_at_deployed(layer: DeployedLayer, pattern: Pattern) -> LayerVerification:
@@ -163,17 +167,17 @@ def _recorded(planning: Planning, record: Record) -> list[tuple[LayerDecision, P
 
 def _look_at(decision: LayerDecision, pattern: Pattern, planning: Planning, model: Model) -> LayerVerification:
     fields = {name: getattr(decision, name) for name in ("name", "op_type", "shape", "axis")}
-    site = planning.sites.get(decision)
-    if site is None:
+    sites = planning.sites.get(decision)
+    if sites is None:
         masked = decision.reason == "already-masked"
         return LayerVerification(**fields, pattern=pattern, ok=False, seen=masked, message=decision.message)
-    obstacle = model.obstacle(site.source.read)
+    source = sites[0].source
+    obstacle = model.obstacle(source.read)
     if obstacle:
         message = f"{decision.name}: {obstacle}."
         return LayerVerification(**fields, pattern=pattern, ok=False, seen=False, message=message)
     checks = [
-        (place or site.source.name, check(weight, site.source.axis, pattern))
-        for place, weight in model.values(site.source.read)
+        (place or source.name, check(weight, source.axis, pattern)) for place, weight in model.values(source.read)
     ]
     return _judged(fields, pattern, checks)
 

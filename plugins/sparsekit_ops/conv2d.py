@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from sparsekit.handler import OpHandler
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sparsekit.graph.node import Node
 
 
@@ -18,3 +21,7 @@ class Conv2D(OpHandler):
 
     def group_axis(self, node: Node) -> int:
         return 2
+
+    def multiply_adds(self, node: Node, inputs: Sequence[tuple[int, ...] | None], output: tuple[int, ...]) -> int:
+        *kernel, _ = inputs[1]  # type: ignore[misc]
+        return math.prod(output) * math.prod(kernel)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from sparsekit.handler import OpHandler
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sparsekit.graph.node import Node
 
 
@@ -20,3 +23,7 @@ class Conv2DBackpropInput(OpHandler):
 
     def group_axis(self, node: Node) -> int:
         return 3
+
+    def multiply_adds(self, node: Node, inputs: Sequence[tuple[int, ...] | None], output: tuple[int, ...]) -> int:
+        _, (*kernel, _), data = inputs  # type: ignore[misc]
+        return math.prod(data) * math.prod(kernel)  # type: ignore[arg-type]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from sparsekit.handler import Constraint, OpHandler
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sparsekit.graph.node import Node
 
 
@@ -24,3 +27,7 @@ class DepthwiseConv2D(OpHandler):
 
     def group_axis(self, node: Node) -> int:
         return 2
+
+    def multiply_adds(self, node: Node, inputs: Sequence[tuple[int, ...] | None], output: tuple[int, ...]) -> int:
+        height, width, *_ = inputs[1]  # type: ignore[misc]
+        return math.prod(output) * height * width

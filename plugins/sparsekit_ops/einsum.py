@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from sparsekit.handler import Constraint, OpHandler, WeightSite
@@ -33,6 +34,14 @@ class Einsum(OpHandler):
         contracted = sorted(_contracted(node))
         label = contracted[0] if contracted else ""
         return [(i, labels[i].find(label) if label else 0) for i in reversed(range(len(labels)))]
+
+    def multiply_adds(self, node: Node, inputs: Sequence[tuple[int, ...] | None], output: tuple[int, ...]) -> int:
+        lengths: dict[str, int] = {}
+        for labels, shape in zip(_operands(node), inputs, strict=True):
+            if "." in labels:
+                raise TypeError("an ellipsis hides labels")
+            lengths |= zip(labels, shape, strict=True)  # type: ignore[arg-type]
+        return math.prod(lengths.values())
 
 
 def _operands(node: Node) -> list[str]:

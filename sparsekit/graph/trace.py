@@ -56,7 +56,8 @@ class WeightSource:
         path: the ops between ``tensor`` and the op, the op last.
         shape: of ``tensor``.
         dtype: of ``tensor``, by name.
-        axis: the group axis, on ``tensor``.
+        axis: the group axis, on ``tensor``; of several that are merged before the op the innermost.
+        shape_at_op, axis_at_op: its shape and the group axis where the op reads it.
     """
 
     key: tuple[object, ...]
@@ -68,6 +69,13 @@ class WeightSource:
     shape: tuple[int, ...]
     dtype: str
     axis: int
+    shape_at_op: tuple[int, ...]
+    axis_at_op: int
+
+    @property
+    def holds_part_of_axis(self) -> bool:
+        """Whether ``axis`` is one of several that are merged before the op: groups must lie within it."""
+        return self.shape[self.axis] != self.shape_at_op[self.axis_at_op]
 
     @property
     def leaves(self) -> tuple[Node, ...]:
@@ -173,9 +181,10 @@ class Tracer:
         shape = read.shape
         if shape is None:
             return Untraceable("shape-unknown", f"the shape of its weight '{read.leaves[0].path}' is not known")
-        axis = _axis_at_source(path[:-1], shape, group_axis)
-        if isinstance(axis, Untraceable):
-            return axis
+        found = _axis_at_source(path[:-1], shape, group_axis)
+        if isinstance(found, Untraceable):
+            return found
+        axis, shape_at_op = found
         return WeightSource(
             key=(*(_identity(leaf) for leaf in read.leaves), read.concat_axis),
             read=read,
@@ -186,6 +195,8 @@ class Tracer:
             shape=shape,
             dtype=str(read.leaves[0].attr("dtype")),
             axis=axis,
+            shape_at_op=shape_at_op,
+            axis_at_op=group_axis % len(shape_at_op),
         )
 
     def read(self, edge: Edge) -> Read | Untraceable | None:
@@ -336,8 +347,11 @@ def _leaf_shape(leaf: Node) -> tuple[int, ...] | None:
     return None if shape is None or any(size < 0 for size in shape) else tuple(shape)
 
 
-def _axis_at_source(path: list[Node], shape: tuple[int, ...], group_axis: int) -> int | Untraceable:
-    """Take the group axis of the op back through the ops between, to the weight as it is stored."""
+def _axis_at_source(
+    path: list[Node], shape: tuple[int, ...], group_axis: int
+) -> tuple[int, tuple[int, ...]] | Untraceable:
+    """Take the group axis of the op back through the ops between, to the weight as it is stored; and its shape there
+    to the op."""
     back: list[Callable[[int], int | None]] = []
     for node in path:
         moved = _moved(node, shape)
@@ -359,7 +373,7 @@ def _axis_at_source(path: list[Node], shape: tuple[int, ...], group_axis: int) -
                 f"'{node.path}' ({node.op}) tears groups along the input channels apart",
             )
     assert axis is not None
-    return axis
+    return axis, shape
 
 
 def _moved(node: Node, shape: tuple[int, ...]) -> tuple[tuple[int, ...], Callable[[int], int | None]] | None:
@@ -400,12 +414,17 @@ def _reshaped(node: Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
 def _axis_before_reshape(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> int | None:
     """The axis of ``before`` along which the indices of ``after``'s axis run, None if they are torn apart.
 
-    A row-major axis is known by how many elements come before it and by its length.
+    A row-major axis is known by how many elements come before it and by its length. Where it is several axes in one,
+    its neighbours are neighbours along the innermost of these (that has any).
     """
-    outer = math.prod(after[:axis])
+    outer, length = math.prod(after[:axis]), after[axis]
     seen = 1
-    for index, size in enumerate(before):
-        if seen == outer and size == after[axis]:
-            return index
+    for first, size in enumerate(before):
+        if seen == outer and (size == length or size > 1):
+            merged = 1
+            for index in range(first, len(before)):
+                merged *= before[index]
+                if merged == length:
+                    return index
         seen *= size
     return None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import attrs
 
 from sparsekit.planning import LayerDecision, Plan
+from sparsekit.writing import write_whole
 
 
 @attrs.frozen
@@ -125,7 +128,7 @@ class Estimate:
 
 @attrs.frozen
 class Report:
-    """A model, layer by layer: the plan with what it means. Prints as text; see also `sparsekit.reporting.page`.
+    """A model, layer by layer: the plan with what it means. Prints as text.
 
     Attributes:
         source: the model's path, or what it is.
@@ -143,3 +146,21 @@ class Report:
     def totals(self) -> Totals:
         """The sums over all layers."""
         return Totals.of(self.layers)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the report as one self-contained HTML page, whole or not at all.
+
+        Returns:
+            Where it lies.
+
+        Raises:
+            SaveError: it cannot be written there.
+        """
+        from sparsekit.reporting.page import page
+
+        return write_whole(path, page(self).encode())
+
+    def __str__(self) -> str:
+        from sparsekit.reporting.text import text
+
+        return text(self)

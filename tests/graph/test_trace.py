@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from small_graphs import freeze, session, settings_of, values, variable
 
 import sparsekit
 from sparsekit.graph.node import ProtoGraph
+from sparsekit.pattern import Pattern, keep_mask
 from sparsekit.planning import LayerDecision, Plan
 
 v1 = tf.compat.v1
@@ -83,8 +85,8 @@ def torn_apart(x: Any) -> Any:
     return tf.matmul(x, tf.reshape(variable("w", [4, 8]), [8, 4]), name="fc")
 
 
-def merged_axes(x: Any) -> Any:
-    return tf.matmul(x, tf.reshape(variable("w", [2, 4, 3]), [8, 3]), name="fc")
+def merged_axes_of_two(x: Any) -> Any:
+    return tf.matmul(x, tf.reshape(variable("w", [4, 2, 3]), [8, 3]), name="fc")
 
 
 def transposed_then_torn(x: Any) -> Any:
@@ -111,7 +113,7 @@ REASONS = {
     one_half_twice: ("weight-computed", "concat"),
     half_variable: ("weight-dtype", "float16"),
     torn_apart: ("layout-splits-groups", "Reshape"),
-    merged_axes: ("layout-splits-groups", "Reshape"),
+    merged_axes_of_two: ("layout-splits-groups", "several axes"),
     transposed_then_torn: ("weight-computed", "strided_slice"),
     laid_out_at_run_time: ("layout-unknown", "Reshape"),
     transposed_data: ("transpose-a", "transpose_a=True"),
@@ -525,3 +527,35 @@ def test_a_frozen_graph_is_planned_like_the_live_one(kind: str) -> None:
     fields = ("name", "status", "reason", "shape", "axis", "weight", "uses", "dtype")
     rows = [[[getattr(d, field) for field in fields] for d in p.decisions] for p in (live, plan)]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "pattern", "axis"),
+    [
+        ([2, 4, 3], "2:4", 1),
+        ([3, 8, 3], "4:8", 1),
+        ([3, 8, 3], "1:2", 1),
+        ([2, 3, 4, 3], "2:4", 2),
+        ([2, 4, 1, 3], "2:4", 1),
+        ([1, 8, 3], "2:4", 1),
+        ([6, 2, 3], "1:2", 1),
+        ([6, 2, 3], "2:4", None),
+        ([2, 6, 3], "2:4", None),
+    ],
+)
+def test_groups_lie_within_the_innermost_of_merged_axes(
+    kind: str, shape: list[int], pattern: str, axis: int | None
+) -> None:
+    """The output kernel of an attention is (heads, head size, out): groups of the product lie within a head."""
+    merged = math.prod(shape[:-1])
+    with tf.Graph().as_default() as graph:
+        x = v1.placeholder(tf.float32, [None, merged])
+        tf.matmul(x, tf.reshape(variable("w", shape), [merged, shape[-1]]), name="fc")
+    (decision,) = sparsekit.plan(graph, {"pattern": pattern}).decisions
+    assert (decision.axis, decision.reason) == ((axis, "eligible") if axis else (decision.axis, "layout-splits-groups"))
+    if axis is None:
+        return
+    value = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    along_axis = keep_mask(value, axis, Pattern.parse(pattern))
+    as_the_op_sees_it = keep_mask(value.reshape(merged, -1), 0, Pattern.parse(pattern))
+    assert np.array_equal(along_axis.reshape(merged, -1), as_the_op_sees_it)

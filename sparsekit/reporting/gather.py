@@ -1,0 +1,148 @@
+"""Gathers the facts: reads every weight once, one in memory at a time, and asks handlers for the work of their ops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from sparsekit.artefact.deployed import DeployedLayer
+from sparsekit.artefact.model import Model
+from sparsekit.graph.node import Edge
+from sparsekit.graph.shapes import Shape, Shapes
+from sparsekit.handler import OpHandler, WeightSite
+from sparsekit.one_shot import pruned_weight
+from sparsekit.pattern import Pattern, check
+from sparsekit.planning import LayerDecision, Plan, Planning
+from sparsekit.plugins import Registry
+from sparsekit.progress import track
+from sparsekit.reporting.facts import GroupFacts, LayerFacts
+
+Array: TypeAlias = npt.NDArray[Any]
+
+_CORNER_ROWS = 16
+_CORNER_COLUMNS = 32
+
+
+def gather(planning: Planning, model: Model | None, registry: Registry) -> tuple[LayerFacts, ...]:
+    """The facts about every layer of a plan.
+
+    Args:
+        planning: the plan with what it was made from.
+        model: where the weights are stored; None for a live graph, whose weights are in no one place.
+        registry: the plugins.
+
+    Raises:
+        ModelError: a stored weight is damaged.
+    """
+    shapes = Shapes()
+    decisions = track(planning.plan.decisions, "Reading weights")
+    return tuple(_facts(decision, planning, model, registry, shapes) for decision in decisions)
+
+
+def gather_deployed(plan: Plan, layers: Iterable[DeployedLayer]) -> tuple[LayerFacts, ...]:
+    """The facts about the layers of a file in a deployment format, in the order of its plan."""
+    pairs = list(zip(plan.decisions, layers, strict=True))
+    return tuple(_deployed_facts(decision, layer) for decision, layer in track(pairs, "Reading weights"))
+
+
+def _facts(
+    decision: LayerDecision, planning: Planning, model: Model | None, registry: Registry, shapes: Shapes
+) -> LayerFacts:
+    sites = planning.sites.get(decision, ())
+    if not sites:
+        return LayerFacts(decision, note=decision.message)
+    facts = LayerFacts(
+        decision, weights=math.prod(sites[0].source.shape), multiply_adds=_multiply_adds(sites, registry, shapes)
+    )
+    if model is None:
+        return attrs.evolve(facts, note="the weights of a live graph are not read")
+    obstacle = model.obstacle(sites[0].source.read)
+    if obstacle:
+        return attrs.evolve(facts, note=obstacle)
+    _, weight = next(model.values(sites[0].source.read))
+    layer = next((layer for layer in planning.layers if layer.decision is decision), None)
+    return _with_weight(facts, weight, pruned_weight(weight, layer, registry) if layer else weight)
+
+
+def _deployed_facts(decision: LayerDecision, layer: DeployedLayer) -> LayerFacts:
+    facts = LayerFacts(decision, weights=math.prod(layer.shape or ()) if layer.shape is not None else 0)
+    if not layer.readable:
+        return attrs.evolve(facts, note=decision.message)
+    weight = layer.values()
+    return _with_weight(facts, weight, weight)
+
+
+def _with_weight(facts: LayerFacts, weight: Array, planned: Array) -> LayerFacts:
+    decision = facts.decision
+    pattern = decision.pattern or Pattern(2, 4)
+    if decision.axis is None or not -weight.ndim <= decision.axis < weight.ndim:
+        return attrs.evolve(facts, note="its groups cannot be located")
+    stored = _groups(weight, decision.axis, pattern)
+    return attrs.evolve(
+        facts,
+        stored=stored,
+        planned=stored if planned is weight else _groups(planned, decision.axis, pattern),
+        retained=_retained(weight, planned),
+        mask=_corner(planned, decision.axis),
+    )
+
+
+def _groups(weight: Array, axis: int, pattern: Pattern) -> GroupFacts:
+    found = check(weight, axis, pattern)
+    return GroupFacts(found.density, found.histogram, found.violations)
+
+
+def _retained(weight: Array, planned: Array) -> float | None:
+    if planned is weight:
+        return 1.0
+    whole = np.abs(weight).sum(dtype=np.float64)
+    kept = np.abs(planned).sum(dtype=np.float64)
+    return float(kept / whole) if whole > 0 and np.isfinite(whole) else None
+
+
+def _corner(weight: Array, axis: int) -> tuple[str, ...]:
+    """Where the first weights are not zero: a row per output, the groups along it."""
+    along = np.moveaxis(weight, axis, -1)
+    first = along[(0,) * max(0, along.ndim - 2)]
+    corner = np.atleast_2d(first)[:_CORNER_ROWS, :_CORNER_COLUMNS]
+    return tuple("".join("#" if value else "." for value in row) for row in corner != 0)
+
+
+# --- the work of an op -----------------------------------------------------------------------------------
+
+
+def _multiply_adds(sites: Iterable[WeightSite], registry: Registry, shapes: Shapes) -> int | None:
+    """The multiply-adds of all ops that use a weight, None where a shape is not known."""
+    total = 0
+    for site in sites:
+        handler = registry.handler(site.node.op)
+        assert handler is not None
+        work = _work(site, handler, shapes)
+        if work is None:
+            return None
+        total += work
+    return total
+
+
+def _work(site: WeightSite, handler: OpHandler, shapes: Shapes) -> int | None:
+    inputs = [_for_one_example(shapes.of(edge)) for edge in site.node.inputs]
+    inputs[site.input] = site.source.shape_at_op
+    output = _for_one_example(shapes.of(Edge(site.node, 0)))
+    if output is None:
+        return None
+    try:
+        return handler.multiply_adds(site.node, inputs, output)
+    except (TypeError, ValueError, LookupError):  # an input whose shape it asks for is not known
+        return None
+
+
+def _for_one_example(shape: Shape) -> tuple[int, ...] | None:
+    """A shape with an open batch, its first axis, taken as 1; None where more of it is open."""
+    if shape is None or None in shape[1:]:
+        return None
+    return tuple(1 if length is None else length for length in shape)
