@@ -136,6 +136,42 @@ def plan(model: Path, config: Path | None, target: str | None, outputs: str | No
 
 @main.command()
 @_MODEL
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where the page goes.")
+@click.option(
+    "--estimates",
+    type=click.Path(path_type=Path),
+    help="What tools or devices say of the model: a JSON list of {source, quantity, dense, pruned}.",
+)
+@_CONFIG
+@_TARGET
+@_OUTPUTS
+@_JSON
+def report(
+    model: Path,
+    output: Path,
+    estimates: Path | None,
+    config: Path | None,
+    target: str | None,
+    outputs: str | None,
+    as_json: bool,
+) -> None:
+    """Write a page about MODEL: what `plan` says, with pictures. One HTML file that needs no network.
+
+    MODEL is a frozen .pb or .pbtxt, the folder of a SavedModel, a .tflite or an .onnx file. Of a model that is pruned
+    already the page shows what is stored.
+    """
+    import sparsekit
+    from sparsekit.reporting.estimates import load_estimates
+    from sparsekit.reporting.text import report_json
+
+    figures = load_estimates(estimates) if estimates else ()
+    found = sparsekit.report(model, config, outputs=_names(outputs), target=target, estimates=figures)
+    found.save(output)
+    click.echo(report_json(found) if as_json else f"Saved as {output}.")
+
+
+@main.command()
+@_MODEL
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where the pruned model goes.")
 @_CONFIG
 @_TARGET

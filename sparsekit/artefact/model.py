@@ -46,11 +46,13 @@ class Model(abc.ABC):
         source: its path, or what it is, for messages.
         graph_def: the graph that is planned on.
         outputs: the operations whose results are used, None where the model does not say.
+        main_outputs: those of ``outputs`` that one run asks for: several signatures often compute the same.
     """
 
     source: str
     graph_def: Any
     outputs: tuple[str, ...] | None = None
+    main_outputs: tuple[str, ...] | None = None
 
     @functools.cached_property
     def view(self) -> ProtoGraph:
@@ -166,7 +168,7 @@ class SavedModelFolder(Model):
         self._changes = changes
         self.source = str(saved_model.folder)
         self.graph_def = self._meta_graph.graph_def
-        self.outputs = _signature_outputs(self._meta_graph)
+        self.outputs, self.main_outputs = _signature_outputs(self._meta_graph)
 
     @functools.cached_property
     def _keys(self) -> dict[str, VariableKeys]:
@@ -284,14 +286,17 @@ def _served(saved_model: SavedModel) -> MetaGraph:
     return saved_model.meta_graph(None if len(saved_model.meta_graphs) == 1 else ("serve",))
 
 
-def _signature_outputs(meta_graph: MetaGraph) -> tuple[str, ...] | None:
-    """What the signatures return; a graph that was saved in training holds much besides."""
-    names = {
-        tensor.name.partition(":")[0]
-        for key, signature in meta_graph.proto.signature_def.items()
+def _signature_outputs(meta_graph: MetaGraph) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+    """What all signatures return, and what the default one does (or the first): a graph that was saved in training
+    holds much besides."""
+    by_signature = {
+        key: {name for tensor in signature.outputs.values() if (name := tensor.name.partition(":")[0])}
+        for key, signature in sorted(meta_graph.proto.signature_def.items())
         if not key.startswith("__")
-        for tensor in signature.outputs.values()
-        if tensor.name
     }
+    names = set().union(*by_signature.values())
     present = {node.name for node in meta_graph.graph_def.node}
-    return tuple(sorted(names)) if names and names <= present else None
+    if not names or not names <= present:
+        return None, None
+    main = by_signature.get("serving_default") or next(found for found in by_signature.values() if found)
+    return tuple(sorted(names)), tuple(sorted(main))

@@ -43,8 +43,8 @@ class LayerFacts:
         retained: share of the sum of ``|weight|`` that stays; None where the weight could not be read.
         mask: a corner of what stays, a string a row, "#" for a non-zero and "." for a zero. Along a row the groups
             run: the first input channels; the rows are the first output channels (of the first kernel position).
-        multiply_adds: of all its uses, for one example; of a loop's body for one turn. None where the shapes are not
-            known before the model runs.
+        multiply_adds: of all its uses in one run of the model (a SavedModel's default signature), an open batch
+            counted as one example, a loop's body as one turn. None where the shapes are not known before it runs.
         note: what stood in the way of a fact, "" if nothing did.
     """
 

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from sparsekit.artefact.deployed import DeployedLayer
 from sparsekit.artefact.model import Model
-from sparsekit.graph.node import Edge
+from sparsekit.graph.forward import forward_nodes
+from sparsekit.graph.node import Edge, FunctionView, Node
 from sparsekit.graph.shapes import Shape, Shapes
-from sparsekit.handler import OpHandler, WeightSite
+from sparsekit.handler import WeightSite
 from sparsekit.one_shot import pruned_weight
 from sparsekit.pattern import Pattern, check
 from sparsekit.planning import LayerDecision, Plan, Planning
@@ -39,9 +40,9 @@ def gather(planning: Planning, model: Model | None, registry: Registry) -> tuple
     Raises:
         ModelError: a stored weight is damaged.
     """
-    shapes = Shapes()
+    work = _Work(registry, model)
     decisions = track(planning.plan.decisions, "Reading weights")
-    return tuple(_facts(decision, planning, model, registry, shapes) for decision in decisions)
+    return tuple(_facts(decision, planning, model, registry, work) for decision in decisions)
 
 
 def gather_deployed(plan: Plan, layers: Iterable[DeployedLayer]) -> tuple[LayerFacts, ...]:
@@ -51,14 +52,12 @@ def gather_deployed(plan: Plan, layers: Iterable[DeployedLayer]) -> tuple[LayerF
 
 
 def _facts(
-    decision: LayerDecision, planning: Planning, model: Model | None, registry: Registry, shapes: Shapes
+    decision: LayerDecision, planning: Planning, model: Model | None, registry: Registry, work: _Work
 ) -> LayerFacts:
     sites = planning.sites.get(decision, ())
     if not sites:
         return LayerFacts(decision, note=decision.message)
-    facts = LayerFacts(
-        decision, weights=math.prod(sites[0].source.shape), multiply_adds=_multiply_adds(sites, registry, shapes)
-    )
+    facts = LayerFacts(decision, weights=math.prod(sites[0].source.shape), multiply_adds=work.of_layer(sites))
     if model is None:
         return attrs.evolve(facts, note="the weights of a live graph are not read")
     obstacle = model.obstacle(sites[0].source.read)
@@ -116,29 +115,50 @@ def _corner(weight: Array, axis: int) -> tuple[str, ...]:
 # --- the work of an op -----------------------------------------------------------------------------------
 
 
-def _multiply_adds(sites: Iterable[WeightSite], registry: Registry, shapes: Shapes) -> int | None:
-    """The multiply-adds of all ops that use a weight, None where a shape is not known."""
-    total = 0
-    for site in sites:
-        handler = registry.handler(site.node.op)
+class _Work:
+    """Multiply-adds of layers, for one run of the model.
+
+    Args:
+        registry: the plugins.
+        model: the model; None for a live graph.
+    """
+
+    def __init__(self, registry: Registry, model: Model | None) -> None:
+        self._registry = registry
+        self._shapes = Shapes()
+        # Several signatures often compute the same; a run asks for one.
+        outputs = model.main_outputs if model else None
+        self._in_one_run = forward_nodes(model.view, outputs) if model and outputs else None
+
+    def of_layer(self, sites: Iterable[WeightSite]) -> int | None:
+        """Those of all ops that use a weight, None where a shape is not known."""
+        works = [self._of_op(site) for site in self._run(list(sites))]
+        known = [work for work in works if work is not None]
+        return sum(known) if len(known) == len(works) else None
+
+    def _run(self, sites: list[WeightSite]) -> list[WeightSite]:
+        run = [site for site in sites if self._in_one_run is None or _outermost(site.node) in self._in_one_run]
+        return run or sites
+
+    def _of_op(self, site: WeightSite) -> int | None:
+        handler = self._registry.handler(site.node.op)
         assert handler is not None
-        work = _work(site, handler, shapes)
-        if work is None:
+        inputs = [_for_one_example(self._shapes.of(edge)) for edge in site.node.inputs]
+        inputs[site.input] = site.source.shape_at_op
+        output = _for_one_example(self._shapes.of(Edge(site.node, 0)))
+        if output is None:
             return None
-        total += work
-    return total
+        try:
+            return handler.multiply_adds(site.node, inputs, output)
+        except (TypeError, ValueError, LookupError):  # an input whose shape it asks for is not known
+            return None
 
 
-def _work(site: WeightSite, handler: OpHandler, shapes: Shapes) -> int | None:
-    inputs = [_for_one_example(shapes.of(edge)) for edge in site.node.inputs]
-    inputs[site.input] = site.source.shape_at_op
-    output = _for_one_example(shapes.of(Edge(site.node, 0)))
-    if output is None:
-        return None
-    try:
-        return handler.multiply_adds(site.node, inputs, output)
-    except (TypeError, ValueError, LookupError):  # an input whose shape it asks for is not known
-        return None
+def _outermost(node: Node) -> Node:
+    """The op of the main graph that it is, or that calls the function it lies in."""
+    while isinstance(node.view, FunctionView):
+        node = node.view.call
+    return node
 
 
 def _for_one_example(shape: Shape) -> tuple[int, ...] | None:
