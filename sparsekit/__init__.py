@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sparsekit.planning import LayerDecision, Plan
     from sparsekit.reporting.facts import Estimate, LayerFacts, Report, Totals
     from sparsekit.result import PruneResult
-    from sparsekit.target import TargetProfile
+    from sparsekit.target import LayerRule, TargetProfile, TargetVerdict
     from sparsekit.verification import LayerVerification, Verification
 
 __version__ = "0.1.0"
@@ -46,6 +46,7 @@ __all__ = [
     "GraphError",
     "LayerDecision",
     "LayerFacts",
+    "LayerRule",
     "LayerVerification",
     "MissingFileError",
     "ModelError",
@@ -62,6 +63,7 @@ __all__ = [
     "SparsekitError",
     "TargetError",
     "TargetProfile",
+    "TargetVerdict",
     "Totals",
     "UnsupportedTargetError",
     "UnsupportedTargetWarning",
@@ -86,7 +88,7 @@ _HOMES = {
     "planning": ("LayerDecision", "Plan"),
     "reporting.facts": ("Estimate", "LayerFacts", "Report", "Totals"),
     "result": ("PruneResult",),
-    "target": ("TargetProfile",),
+    "target": ("LayerRule", "TargetProfile", "TargetVerdict"),
     "verification": ("LayerVerification", "Verification"),
 }
 

@@ -18,7 +18,7 @@ from sparsekit.handler import OpHandler, WeightSite
 from sparsekit.pattern import Pattern
 from sparsekit.plugins import Registry
 from sparsekit.table import text_table
-from sparsekit.target import TargetProfile
+from sparsekit.target import TargetProfile, TargetVerdict
 
 TINY = 1024
 """Weights with fewer elements: measured, left dense they took a trained network from .30 to .92 of its task."""
@@ -40,8 +40,8 @@ class LayerDecision:
         weight: the name of the variable or constant.
         uses: every op that uses the weight.
         pattern, criterion, update_freq: the settings that hold for this layer.
-        notes: what the target has to say about it.
         deployed: it comes from a file in a deployment format: dtype and layout are what the device gets.
+        verdict: of the target that was chosen, on a pruned layer.
     """
 
     name: str
@@ -57,8 +57,8 @@ class LayerDecision:
     pattern: Pattern | None = None
     criterion: str = ""
     update_freq: int = 0
-    notes: tuple[str, ...] = ()
     deployed: bool = False
+    verdict: TargetVerdict | None = None
 
     @property
     def pruned(self) -> bool:
@@ -102,7 +102,18 @@ class Plan:
         if not self.pruned:
             return f"Nothing is pruned{skipped}."
         weights = sum(math.prod(d.shape or ()) for d in self.pruned)
-        return f"{len(self.pruned)} of {len(self.decisions)} layers are pruned, {weights:,} weights{skipped}."
+        pruned = f"{len(self.pruned)} of {len(self.decisions)} layers are pruned, {weights:,} weights{skipped}."
+        return f"{pruned}{self._eligible()}"
+
+    def _eligible(self) -> str:
+        """How many of the pruned layers the target has a use for, as a sentence with a space before it."""
+        if not self.target:
+            return ""
+        verdicts = [d.verdict for d in self.pruned if d.verdict and d.verdict.eligible]
+        conditional = sum(bool(verdict.conditions) for verdict in verdicts)
+        later = f", {conditional} of them if conditions are met at conversion" if conditional else ""
+        count = f"{len(verdicts)} of the {len(self.pruned)} pruned layers"
+        return f" On {self.target.title}, {count} {'is' if len(verdicts) == 1 else 'are'} eligible{later}."
 
     def __str__(self) -> str:
         rows = [
@@ -113,7 +124,7 @@ class Plan:
                 "-" if d.axis is None else str(d.axis),
                 f"{d.status} {d.pattern}" if d.pruned else d.status,
                 d.reason,
-                "" if d.pruned and not d.notes and len(d.uses) < 2 else d.message,
+                why(d),
             )
             for d in self.decisions
         ]
@@ -131,6 +142,13 @@ class Plan:
             f"{', '.join(names)}{f' and {more} more' if more > 0 else ''}. "
             f"The config keys min_weights = {TINY} and skip_outputs = true do that."
         )
+
+
+def why(decision: LayerDecision) -> str:
+    """The last cell of a layer's row: how a layer of its own is pruned goes without saying."""
+    message = "" if decision.pruned and len(decision.uses) < 2 else decision.message
+    verdict = f"target: {decision.verdict}" if decision.verdict else ""
+    return f"{message} {verdict}".strip()
 
 
 @attrs.frozen(eq=False)
@@ -188,13 +206,14 @@ def make_plan(
         config: what to prune and how.
         outputs: the operations whose results are used; None: found by itself.
         registry: the plugins.
-        target: adds its notes to the layers.
+        target: judges the pruned layers; it changes none.
         stored_obstacle: why a stored weight cannot be rewritten, "" if it can (or is masked in a live graph).
 
     Raises:
         ModelError: a model at rest is damaged.
         ConfigError: the config names layers, types or criteria that do not exist.
         GraphError: an output is not in the graph.
+        PluginError: a rule of the target fails.
     """
     forward = forward_nodes(view, outputs)
     candidates = [
@@ -419,7 +438,7 @@ def judged(decision: LayerDecision, target: TargetProfile | None) -> LayerDecisi
     """The decision with what the target makes of the layer."""
     if target is None or not decision.pruned:
         return decision
-    return attrs.evolve(decision, notes=tuple(note for check in target.checks if (note := check(decision))))
+    return attrs.evolve(decision, verdict=target.judge(decision))
 
 
 def _shared_obstacle(uses: list[_Use]) -> tuple[str, str]:

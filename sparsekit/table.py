@@ -48,9 +48,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None  # JSON has no NaN
     if isinstance(value, (tuple, list)):
-        return [plain(item) for item in value if not callable(item)]
+        return [plain(item) for item in value]
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if attrs.has(type(value)) and not isinstance(value, Pattern):
-        return {field.name: plain(getattr(value, field.name)) for field in attrs.fields(type(value))}
+        fields = {field.name: getattr(value, field.name) for field in attrs.fields(type(value))}
+        return {name: plain(content) for name, content in fields.items() if not callable(content)}
     return str(value)

@@ -6,6 +6,7 @@ from typing import Any
 
 import attrs
 
+from sparsekit.planning import why
 from sparsekit.reporting.facts import GroupFacts, LayerFacts, Report
 from sparsekit.table import plain, text_table, to_json
 
@@ -48,7 +49,6 @@ def report_json(report: Report) -> str:
 
 def _row(layer: LayerFacts, whole: int) -> tuple[str, ...]:
     decision = layer.decision
-    explained = decision.pruned and not decision.notes and len(decision.uses) < 2
     return (
         decision.name,
         decision.op_type,
@@ -60,7 +60,7 @@ def _row(layer: LayerFacts, whole: int) -> tuple[str, ...]:
         _density(layer.stored, layer.planned),
         "-" if layer.retained is None or not decision.pruned else f"{layer.retained:.1%}",
         "-" if layer.multiply_adds is None or not whole else f"{layer.multiply_adds / whole:.1%}",
-        "" if explained else decision.message,
+        why(decision),
     )
 
 
