@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sparsekit.pattern import Pattern
     from sparsekit.planning import LayerDecision, Plan
     from sparsekit.result import PruneResult
-    from sparsekit.target import TargetProfile
+    from sparsekit.target import LayerRule, TargetProfile, TargetVerdict
     from sparsekit.verification import LayerVerification, Verification
 
 __version__ = "0.1.0"
@@ -43,6 +43,7 @@ __all__ = [
     "Criterion",
     "GraphError",
     "LayerDecision",
+    "LayerRule",
     "LayerVerification",
     "MissingFileError",
     "ModelError",
@@ -58,6 +59,7 @@ __all__ = [
     "SparsekitError",
     "TargetError",
     "TargetProfile",
+    "TargetVerdict",
     "UnsupportedTargetError",
     "UnsupportedTargetWarning",
     "Verification",
@@ -79,7 +81,7 @@ _HOMES = {
     "pattern": ("Pattern",),
     "planning": ("LayerDecision", "Plan"),
     "result": ("PruneResult",),
-    "target": ("TargetProfile",),
+    "target": ("LayerRule", "TargetProfile", "TargetVerdict"),
     "verification": ("LayerVerification", "Verification"),
 }
 

@@ -18,7 +18,7 @@ from sparsekit.handler import OpHandler, WeightSite
 from sparsekit.pattern import Pattern
 from sparsekit.plugins import Registry
 from sparsekit.table import text_table
-from sparsekit.target import TargetProfile
+from sparsekit.target import TargetProfile, TargetVerdict
 
 
 @attrs.frozen
@@ -37,7 +37,8 @@ class LayerDecision:
         weight: the name of the variable or constant.
         uses: every op that uses the weight.
         pattern, criterion, update_freq: the settings that hold for this layer.
-        notes: what the target has to say about it.
+        deployed: it comes from a file in a deployment format: dtype and layout are what the device gets.
+        verdict: of the target that was chosen, on a pruned layer.
     """
 
     name: str
@@ -53,7 +54,8 @@ class LayerDecision:
     pattern: Pattern | None = None
     criterion: str = ""
     update_freq: int = 0
-    notes: tuple[str, ...] = ()
+    deployed: bool = False
+    verdict: TargetVerdict | None = None
 
     @property
     def pruned(self) -> bool:
@@ -94,7 +96,18 @@ class Plan:
         if not self.pruned:
             return f"Nothing is pruned{skipped}."
         weights = sum(math.prod(d.shape or ()) for d in self.pruned)
-        return f"{len(self.pruned)} of {len(self.decisions)} layers are pruned, {weights:,} weights{skipped}."
+        pruned = f"{len(self.pruned)} of {len(self.decisions)} layers are pruned, {weights:,} weights{skipped}."
+        return f"{pruned}{self._eligible()}"
+
+    def _eligible(self) -> str:
+        """How many of the pruned layers the target has a use for, as a sentence with a space before it."""
+        if not self.target:
+            return ""
+        verdicts = [d.verdict for d in self.pruned if d.verdict and d.verdict.eligible]
+        conditional = sum(bool(verdict.conditions) for verdict in verdicts)
+        later = f", {conditional} of them if conditions are met at conversion" if conditional else ""
+        count = f"{len(verdicts)} of the {len(self.pruned)} pruned layers"
+        return f" On {self.target.title}, {count} {'is' if len(verdicts) == 1 else 'are'} eligible{later}."
 
     def __str__(self) -> str:
         rows = [
@@ -105,13 +118,20 @@ class Plan:
                 "-" if d.axis is None else str(d.axis),
                 f"{d.status} {d.pattern}" if d.pruned else d.status,
                 d.reason,
-                "" if d.pruned and not d.notes and len(d.uses) < 2 else d.message,
+                _why(d),
             )
             for d in self.decisions
         ]
         table = text_table(("layer", "op", "shape", "axis", "status", "reason", "why"), rows) if rows else ""
         target = f"\nTarget: {self.target.title}. {self.target.reason}" if self.target else ""
         return f"{table}{self.summary()}{target}"
+
+
+def _why(decision: LayerDecision) -> str:
+    """The last cell of a layer's row: how a layer of its own is pruned goes without saying."""
+    message = "" if decision.pruned and len(decision.uses) < 2 else decision.message
+    verdict = f"target: {decision.verdict}" if decision.verdict else ""
+    return f"{message} {verdict}".strip()
 
 
 @attrs.frozen(eq=False)
@@ -169,13 +189,14 @@ def make_plan(
         config: what to prune and how.
         outputs: the operations whose results are used; None: found by itself.
         registry: the plugins.
-        target: adds its notes to the layers.
+        target: judges the pruned layers; it changes none.
         stored_obstacle: why a stored weight cannot be rewritten, "" if it can (or is masked in a live graph).
 
     Raises:
         ModelError: a model at rest is damaged.
         ConfigError: the config names layers, types or criteria that do not exist.
         GraphError: an output is not in the graph.
+        PluginError: a rule of the target fails.
     """
     forward = forward_nodes(view, outputs)
     candidates = [
@@ -365,8 +386,7 @@ def _decide(
         update_freq=first.settings.update_freq,
     )
     if target and decision.pruned:
-        notes = tuple(note for check in target.checks if (note := check(decision)))
-        decision = attrs.evolve(decision, notes=notes)
+        decision = attrs.evolve(decision, verdict=target.judge(decision))
     return decision, uses
 
 

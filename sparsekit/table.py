@@ -47,7 +47,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None  # JSON has no NaN
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value if not callable(item)]
+        return [_plain(item) for item in value]
     if attrs.has(type(value)) and not isinstance(value, Pattern):
-        return {field.name: _plain(getattr(value, field.name)) for field in attrs.fields(type(value))}
+        fields = {field.name: getattr(value, field.name) for field in attrs.fields(type(value))}
+        return {name: _plain(content) for name, content in fields.items() if not callable(content)}
     return str(value)

@@ -1,7 +1,7 @@
 """Deployment targets: what a plugin says about a product, and what a call that names one makes of it.
 
 A target is optional. Named, it never changes a mask: it says whether the product gets anything out of
-the sparsity, once, before the work starts.
+the sparsity, once, before the work starts, and which of the pruned layers are eligible there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -22,17 +22,77 @@ from sparsekit.errors import (
     near_matches,
 )
 
+if TYPE_CHECKING:
+    from sparsekit.planning import LayerDecision
+
 TARGET_VARIABLE = "SPARSEKIT_TARGET"
 """Environment variable: the target of calls whose argument and config name none."""
-
-Check = Callable[[Any], str | None]
-"""From the decision on one layer to what the target makes of that layer, as a sentence, or None."""
 
 
 def _strings(values: Iterable[str]) -> tuple[str, ...]:
     if isinstance(values, str):  # ("x") for ("x",) would become a tuple of letters
         raise PluginError(f"the string {values!r}", where="TargetProfile", expected="a tuple of strings")
     return tuple(values)
+
+
+def _refuse_unless_kebab_case(name: str, where: str) -> None:
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise PluginError("its name", where=where, expected="lower-case words joined by hyphens")
+
+
+@attrs.frozen(kw_only=True)
+class LayerRule:
+    """Something that a target asks of a pruned layer before its sparsity counts.
+
+    Attributes:
+        name: a stable code for machines, kebab-case, such as "contraction-alignment".
+        message: a sentence for people: what the target asks, such as "Weights must be int8."
+        source: where the fact comes from; general knowledge is called so.
+        holds: from the decision on the layer to whether the layer does as asked. None: that is decided later, when
+            the model is converted. It reads the decision only, answers alike every time and for every layer: one
+            whose weight was not found has neither shape nor axis.
+
+    Raises:
+        PluginError: its name is no code, or its message or source is empty.
+    """
+
+    name: str
+    message: str
+    source: str
+    holds: Callable[[LayerDecision], bool | None] = attrs.field(repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        where = f"layer rule {self.name!r}"
+        _refuse_unless_kebab_case(self.name, where)
+        if not (self.message and self.source):
+            raise PluginError("an empty field", where=where, expected="a message and a source")
+
+
+@attrs.frozen
+class TargetVerdict:
+    """What a target makes of one pruned layer. Prints as a sentence.
+
+    Eligible means that nothing known stands between the layer and the target's gain. How large the gain is, if any,
+    is for a measurement to say.
+
+    Attributes:
+        eligible: there is no objection.
+        objections: the rules that do not hold, a missing gain among them.
+        conditions: the rules that the conversion decides on.
+    """
+
+    eligible: bool
+    objections: tuple[LayerRule, ...] = ()
+    conditions: tuple[LayerRule, ...] = ()
+
+    def __str__(self) -> str:
+        if self.objections:
+            return f"not eligible: {_joined(self.objections)}"
+        return f"eligible if met at conversion: {_joined(self.conditions)}" if self.conditions else "eligible"
+
+
+def _joined(rules: Iterable[LayerRule]) -> str:
+    return "; ".join(rule.message.rstrip(".") for rule in rules)
 
 
 @attrs.frozen(kw_only=True)
@@ -53,8 +113,7 @@ class TargetProfile:
         patterns: the patterns, such as "2:4", that bring it; without meaning where ``gains`` is False.
         reason: why, or on what basis, and under which conditions; sentences for people.
         sources: where each fact comes from; what is general knowledge is called so.
-        checks: callables that get the decision on one layer and return what this target makes of the layer,
-            as a sentence for the report, or None.
+        rules: what it asks of each layer.
 
     Raises:
         PluginError: the profile contradicts itself or lacks what users are shown.
@@ -70,18 +129,19 @@ class TargetProfile:
     patterns: tuple[str, ...] = attrs.field(default=("2:4",), converter=_strings)
     reason: str
     sources: tuple[str, ...] = attrs.field(converter=_strings)
-    checks: tuple[Check, ...] = ()
+    rules: tuple[LayerRule, ...] = attrs.field(default=(), converter=tuple)
 
     def __attrs_post_init__(self) -> None:
         where = f"target profile {self.name!r}"
-        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.name):
-            raise PluginError("its name", where=where, expected="lower-case words joined by hyphens")
+        _refuse_unless_kebab_case(self.name, where)
         if not (self.vendor and self.title and self.reason and self.sources):
             raise PluginError("an empty field", where=where, expected="a vendor, title, reason and sources")
         if not all(_folded(name) for name in self.names):
             raise PluginError("a product, chip or alias without letters", where=where)
         if self.gains and not self.patterns:
             raise PluginError("a gain from no pattern", where=where, expected="patterns or gains=False")
+        if len({rule.name for rule in self.rules}) < len(self.rules):
+            raise PluginError("two rules with one name", where=where, expected="a name of its own for every rule")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -91,6 +151,45 @@ class TargetProfile:
     def gains_from(self, pattern: str) -> bool:
         """Whether the pattern, such as "2:4", brings a gain on this target."""
         return self.gains and pattern in self.patterns
+
+    def judge(self, decision: LayerDecision) -> TargetVerdict:
+        """Whether the layer, pruned as the decision says, is eligible for the gain.
+
+        Raises:
+            PluginError: a rule fails or answers with something else than True, False or None.
+        """
+        missing = self._missing_gain(decision)
+        if missing is not None:
+            return TargetVerdict(False, objections=(missing,))
+        answers = [(rule, self._ask(rule, decision)) for rule in self.rules]
+        objections = tuple(rule for rule, holds in answers if holds is False)
+        conditions = tuple(rule for rule, holds in answers if holds is None)
+        return TargetVerdict(not objections, objections, conditions)
+
+    def _missing_gain(self, decision: LayerDecision) -> LayerRule | None:
+        """The objection that comes before all rules."""
+        source = "; ".join(self.sources)
+        if not self.gains:
+            return LayerRule(name="gain", message=self.reason, source=source, holds=_does_not_hold)
+        if decision.pattern is not None and not self.gains_from(str(decision.pattern)):
+            asked = f"The pattern must be {' or '.join(self.patterns)}."
+            return LayerRule(name="gaining-pattern", message=asked, source=source, holds=_does_not_hold)
+        return None
+
+    def _ask(self, rule: LayerRule, decision: LayerDecision) -> bool | None:
+        where = f"target profile {self.name!r}, rule {rule.name!r}"
+        try:
+            holds = rule.holds(decision)
+        except Exception as error:
+            raise PluginError(f"{type(error).__name__} on layer {decision.name!r}: {error}", where=where) from error
+        if holds is not None and not isinstance(holds, bool):
+            found = f"{holds!r} for layer {decision.name!r}"
+            raise PluginError(found, where=where, expected="True, False or None")
+        return holds
+
+
+def _does_not_hold(decision: LayerDecision) -> bool:
+    return False
 
 
 @attrs.frozen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import warnings
@@ -13,9 +14,14 @@ import pytest
 
 import sparsekit.target
 from sparsekit.errors import PluginError, TargetError, UnsupportedTargetError, UnsupportedTargetWarning
+from sparsekit.pattern import Pattern
+from sparsekit.planning import LayerDecision
+from sparsekit.table import to_json
 from sparsekit.target import (
     ChosenTarget,
+    LayerRule,
     TargetProfile,
+    TargetVerdict,
     choose_target,
     resolve_target,
     unsupported_message,
@@ -36,6 +42,18 @@ FAST = _profile(
     aliases=("快速系列",),
 )
 SLOW = _profile("acme-slow", gains=False, title="Acme Slow series", chips=("S1",), reason="It is dense.")
+WIDE = LayerRule(
+    name="wide",
+    message="The group axis must have 16 members.",
+    source="a document",
+    holds=lambda layer: None if layer.shape is None or layer.axis is None else layer.shape[layer.axis] >= 16,
+)
+INT8 = LayerRule(
+    name="int8",
+    message="Weights must be int8.",
+    source="another document",
+    holds=lambda layer: layer.dtype == "int8" if layer.deployed else None,
+)
 OTHER = _profile("other-fast", vendor="Other", title="Other Fast series")
 ALL = (FAST, SLOW, OTHER)
 
@@ -225,11 +243,106 @@ def test_a_target_that_gains_and_no_target_at_all_are_silent(strict: bool) -> No
         ({"chips": "S1"}, "a tuple of strings"),
         ({"products": ("-",)}, "without letters"),
         ({"gains": True, "patterns": ()}, "a gain from no pattern"),
+        ({"rules": [WIDE, attrs.evolve(WIDE, message="Wider.")]}, "a name of its own for every rule"),
     ],
 )
 def test_a_profile_that_contradicts_the_contract_is_refused(fields: Any, complaint: str) -> None:
     with pytest.raises(PluginError, match=complaint):
         attrs.evolve(SLOW, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"name": "Wide Rule"}, "layer rule 'Wide Rule': its name; expected lower-case words joined by hyphens"),
+        ({"source": ""}, "a message and a source"),
+        ({"message": ""}, "a message and a source"),
+    ],
+)
+def test_a_rule_without_a_code_a_message_or_a_source_is_refused(fields: Any, complaint: str) -> None:
+    with pytest.raises(PluginError, match=complaint):
+        attrs.evolve(WIDE, **fields)
+
+
+def _layer(channels: int | None = 16, pattern: str = "2:4", **fields: Any) -> LayerDecision:
+    where = {"shape": (channels, 8), "axis": 0, "dtype": "float32"} if channels else {}
+    fields = {"pattern": Pattern.parse(pattern)} | where | fields
+    return LayerDecision("fc", "Dense", "prune", "eligible", "fc: pruned.", **fields)
+
+
+RULED = attrs.evolve(FAST, rules=(WIDE, INT8))
+
+
+@pytest.mark.parametrize(
+    ("layer", "objections", "conditions", "sentence"),
+    [
+        (_layer(), (), (INT8,), "eligible if met at conversion: Weights must be int8"),
+        (_layer(dtype="int8", deployed=True), (), (), "eligible"),
+        (_layer(8), (WIDE,), (INT8,), "not eligible: The group axis must have 16 members"),
+        (
+            _layer(8, deployed=True),
+            (WIDE, INT8),
+            (),
+            "not eligible: The group axis must have 16 members; Weights must be int8",
+        ),
+        (
+            _layer(None),
+            (),
+            (WIDE, INT8),
+            "eligible if met at conversion: The group axis must have 16 members; Weights must be int8",
+        ),
+    ],
+)
+def test_rules_that_fail_are_objections_and_those_decided_later_are_conditions(
+    layer: LayerDecision, objections: tuple[LayerRule, ...], conditions: tuple[LayerRule, ...], sentence: str
+) -> None:
+    verdict = RULED.judge(layer)
+    assert verdict == TargetVerdict(not objections, objections, conditions)
+    assert str(verdict) == sentence
+
+
+def test_without_rules_what_gains_is_eligible() -> None:
+    assert FAST.judge(_layer()) == TargetVerdict(True)
+
+
+def test_without_a_gain_no_layer_is_eligible_and_the_reason_is_the_profiles() -> None:
+    verdict = attrs.evolve(SLOW, rules=(WIDE,)).judge(_layer())
+    assert not verdict.eligible
+    assert str(verdict) == "not eligible: It is dense"
+    assert [rule.source for rule in verdict.objections] == ["a document"]
+
+
+def test_without_a_gain_from_the_pattern_the_layer_is_not_eligible() -> None:
+    verdict = attrs.evolve(RULED, patterns=("2:4", "1:4")).judge(_layer(pattern="1:2"))
+    assert not verdict.eligible
+    assert str(verdict) == "not eligible: The pattern must be 2:4 or 1:4"
+
+
+@pytest.mark.parametrize(
+    ("holds", "complaint"),
+    [
+        (lambda layer: 1 / 0, "ZeroDivisionError on layer 'fc': division by zero"),
+        (lambda layer: "yes", "'yes' for layer 'fc'; expected True, False or None"),
+        (lambda layer: 1, "1 for layer 'fc'; expected True, False or None"),
+    ],
+)
+def test_a_rule_that_gives_no_answer_is_an_error_that_names_profile_and_rule(holds: Any, complaint: str) -> None:
+    broken = attrs.evolve(FAST, rules=(attrs.evolve(WIDE, holds=holds),))
+    with pytest.raises(PluginError) as error:
+        broken.judge(_layer())
+    assert str(error.value) == f"target profile 'acme-fast', rule 'wide': {complaint}"
+
+
+def test_a_verdict_is_plain_json_without_predicates() -> None:
+    decision = _layer(8)
+    written = json.loads(to_json(attrs.evolve(decision, verdict=RULED.judge(decision))))
+    assert written["verdict"] == {
+        "eligible": False,
+        "objections": [
+            {"name": "wide", "message": "The group axis must have 16 members.", "source": "a document"},
+        ],
+        "conditions": [{"name": "int8", "message": "Weights must be int8.", "source": "another document"}],
+    }
 
 
 def test_profiles_compare_by_value_and_cannot_be_changed() -> None:

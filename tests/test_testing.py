@@ -17,7 +17,8 @@ from sparsekit.graph.node import LiveNode, Node
 from sparsekit.handler import Constraint, OpHandler, WeightSite
 from sparsekit.hookspecs import hookimpl
 from sparsekit.pattern import ordering_key
-from sparsekit.target import TargetProfile
+from sparsekit.planning import LayerDecision
+from sparsekit.target import LayerRule, TargetProfile
 from sparsekit.testing import Layer, _lifecycle, check_criterion, check_handler, check_plugin, check_target
 from sparsekit.verification import Verification
 
@@ -361,15 +362,27 @@ def _profile(**fields: Any) -> TargetProfile:
     return TargetProfile(**{**facts, **fields})
 
 
-def test_a_right_profile_passes_and_its_checks_see_layers_of_every_kind() -> None:
-    seen = []
-    check_target(_profile(checks=(seen.append,)))
+def _rule(holds: Callable[[LayerDecision], Any], **fields: Any) -> LayerRule:
+    facts = {"name": "some-rule", "message": "It must be so.", "source": "made up"}
+    return LayerRule(**{**facts, **fields}, holds=holds)
+
+
+def test_a_right_profile_passes_and_its_rules_see_layers_of_every_kind() -> None:
+    seen: list[LayerDecision] = []
+    check_target(_profile(patterns=("2:4", "1:2"), rules=(_rule(seen.append),)))
     pruned = [decision for decision in seen if decision.pruned]
     assert {decision.reason for decision in seen} == {"eligible", "axis-too-short", "weight-dynamic"}
     assert any(len(decision.uses) > 1 for decision in pruned)
     assert {decision.dtype for decision in pruned} == {"float32", "float64"}
     assert {str(decision.pattern) for decision in pruned} == {"2:4", "1:2"}
     assert any(decision.shape[decision.axis] % 4 for decision in pruned)
+    assert {decision.deployed for decision in pruned} == {True, False}
+
+
+def test_a_rule_that_answers_otherwise_the_second_time_is_told_so() -> None:
+    answers = itertools.cycle([True, False])
+    with pytest.raises(AssertionError, match="as 'eligible', and the second time as 'not eligible: It must be so'"):
+        check_target(_profile(rules=(_rule(lambda decision: next(answers)),)))
 
 
 BROKEN_TARGETS = {
@@ -387,12 +400,22 @@ BROKEN_TARGETS = {
         _profile(name="310", gains=False),
         "'atlas-200-300-500-inference' answers to its name already",
     ),
-    "check fails": (
-        _profile(checks=(lambda decision: f"{decision.shape[0]} rows.",)),
-        r"failed on a skip decision \(reason 'weight-dynamic', .* with TypeError.* must answer for every layer",
+    "rule fails": (
+        _profile(rules=(_rule(lambda decision: decision.shape[0] > 0),)),
+        r"on a skip decision \(reason 'weight-dynamic', .* rule 'some-rule': TypeError.* must answer for every layer",
     ),
-    "check returns a bool": (_profile(checks=(lambda decision: decision.pruned,)), "must be a sentence or None"),
-    "check returns nothing to read": (_profile(checks=(lambda decision: "",)), "must be a sentence or None"),
+    "rule answers with text": (
+        _profile(rules=(_rule(lambda decision: "no"),)),
+        "rule 'some-rule': 'no' for layer .* expected True, False or None",
+    ),
+    "rule's message is no sentence": (
+        _profile(rules=(_rule(bool, message="it must be so"),)),
+        "the message of rule 'some-rule' must be whole sentences",
+    ),
+    "rule's source says nothing": (
+        _profile(rules=(_rule(bool, source=" "),)),
+        "the source of rule 'some-rule' must be text for people",
+    ),
 }
 
 

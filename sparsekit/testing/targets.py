@@ -6,17 +6,17 @@ import attrs
 import tensorflow as tf
 
 from sparsekit.config import PruneConfig
-from sparsekit.errors import ConfigError, TargetError
+from sparsekit.errors import ConfigError, PluginError, TargetError
 from sparsekit.handler import OpHandler
 from sparsekit.live import plan_live
 from sparsekit.pattern import Pattern
 from sparsekit.planning import LayerDecision
 from sparsekit.plugins import Plugin, Registered, default_registry
-from sparsekit.target import Check, TargetProfile, resolve_target
+from sparsekit.target import TargetProfile, resolve_target
 
 
 def check_target(profile: TargetProfile) -> None:
-    """Check a target profile: its texts, its names beside all installed profiles, and its checks on layers.
+    """Check a target profile: its texts, its names beside all installed profiles, and its rules on layers.
 
     Args:
         profile: the profile.
@@ -29,10 +29,9 @@ def check_target(profile: TargetProfile) -> None:
     who = f"Target profile '{profile.name}'"
     _check_texts(profile, who)
     _check_names(profile, who)
-    decisions = _decisions()
-    for check in profile.checks:
-        for decision in decisions:
-            _check_check(check, decision, who)
+    decisions = _decisions() if profile.rules else []
+    for decision in (*decisions, *(attrs.evolve(decision, deployed=True) for decision in decisions)):
+        _check_rules(profile, decision, who)
 
 
 def _check_texts(profile: TargetProfile, who: str) -> None:
@@ -40,12 +39,16 @@ def _check_texts(profile: TargetProfile, who: str) -> None:
         **{field: getattr(profile, field) for field in ("vendor", "title", "reason")},
         **{f"names[{index}]": name for index, name in enumerate(profile.names)},
         **{f"sources[{index}]": source for index, source in enumerate(profile.sources)},
+        **{f"the source of rule '{rule.name}'": rule.source for rule in profile.rules},
     }
     for field, text in texts.items():
         if not isinstance(text, str) or not text.strip():
             raise AssertionError(f"{who}: {field} must be text for people, not {text!r}.")
-    if not profile.reason.endswith("."):
-        raise AssertionError(f"{who}: reason must be whole sentences, with a full stop; it says {profile.reason!r}.")
+    sentences = {"reason": profile.reason}
+    sentences |= {f"the message of rule '{rule.name}'": rule.message for rule in profile.rules}
+    for field, text in sentences.items():
+        if not (isinstance(text, str) and text.endswith(".")):
+            raise AssertionError(f"{who}: {field} must be whole sentences, with a full stop; it says {text!r}.")
     if not isinstance(profile.gains, bool):
         raise AssertionError(f"{who}: gains must be True or False, not {profile.gains!r}.")
     for pattern in profile.patterns if profile.gains else ():
@@ -70,17 +73,17 @@ def _check_names(profile: TargetProfile, who: str) -> None:
         raise AssertionError(f"{who}: '{found.name}' answers to its name already; choose another one.")
 
 
-def _check_check(check: Check, decision: LayerDecision, who: str) -> None:
+def _check_rules(profile: TargetProfile, decision: LayerDecision, who: str) -> None:
     kind = f"a {decision.status} decision (reason '{decision.reason}', shape {decision.shape}, axis {decision.axis})"
     try:
-        note = check(decision)
-    except Exception as error:
+        first, second = profile.judge(decision), profile.judge(decision)
+    except PluginError as error:
         raise AssertionError(
-            f"{who}: the check {check!r} failed on {kind} with {type(error).__name__}: {error}. It must answer for "
-            "every layer; a layer whose weight was not found has neither shape nor axis."
+            f"{who}: a rule gives no answer on {kind}: {error}. It must answer for every layer; a layer whose weight "
+            "was not found has neither shape nor axis."
         ) from error
-    if note is not None and not (isinstance(note, str) and note.strip()):
-        raise AssertionError(f"{who}: the check {check!r} returned {note!r} for {kind}; it must be a sentence or None.")
+    if first != second:
+        raise AssertionError(f"{who}: its rules judge {kind} as '{first}', and the second time as '{second}'.")
 
 
 class _FirstAxis(OpHandler):

@@ -51,9 +51,12 @@ def test_a_graph_is_pruned_by_its_criterion_and_its_target_is_warned_of() -> Non
     assert [(layer.name, layer.axis) for layer in result.plan.pruned] == [("fc", 0)]
 
 
-def test_the_other_target_has_a_note_on_a_layer_that_does_not_fit() -> None:
+def test_the_other_target_objects_to_a_layer_that_does_not_fit() -> None:
     graph = tf.Graph()
     with graph.as_default():
         build()
-    (layer,) = sparsekit.plan(graph, target="acme-edge-2").decisions
-    assert layer.notes == ("10 input channels do not fill tiles of 16; the rest of the last tile is lost.",)
+    plan = sparsekit.plan(graph, target="acme-edge-2")
+    (layer,) = plan.decisions
+    assert [rule.name for rule in layer.verdict.objections] == ["whole-tiles"]
+    assert [rule.name for rule in layer.verdict.conditions] == ["data-type"]
+    assert "not eligible: Input channels must fill tiles of 16" in str(plan)

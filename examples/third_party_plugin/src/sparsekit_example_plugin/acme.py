@@ -4,18 +4,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sparsekit import TargetProfile
+from sparsekit import LayerRule, TargetProfile
 
 if TYPE_CHECKING:
     from sparsekit import LayerDecision
 
 
-def whole_tiles(layer: LayerDecision) -> str | None:
-    """The note on a layer whose input channels do not fill the Edge 2's tiles of 16."""
-    if layer.shape is None or layer.axis is None or layer.shape[layer.axis] % 16 == 0:
+def fills_tiles(layer: LayerDecision) -> bool | None:
+    if layer.shape is None or layer.axis is None:
         return None
-    return f"{layer.shape[layer.axis]} input channels do not fill tiles of 16; the rest of the last tile is lost."
+    return layer.shape[layer.axis] % 16 == 0
 
+
+def is_int8(layer: LayerDecision) -> bool | None:
+    return layer.dtype == "int8" if layer.deployed else None
+
+
+RULES = (
+    LayerRule(
+        name="whole-tiles",
+        message="Input channels must fill tiles of 16.",
+        source="invented for this example",
+        holds=fills_tiles,
+    ),
+    LayerRule(
+        name="data-type",
+        message="Weights must be int8.",
+        source="invented for this example",
+        holds=is_int8,
+    ),
+)
 
 PROFILES = (
     TargetProfile(
@@ -36,6 +54,6 @@ PROFILES = (
         patterns=("2:4",),
         reason="It stores two weights of four and skips the others.",
         sources=("invented for this example",),
-        checks=(whole_tiles,),
+        rules=RULES,
     ),
 )
