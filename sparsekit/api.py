@@ -188,7 +188,14 @@ def strip(masked: Any, *, record: Path | None = None, outputs: Any = None) -> An
     return strip_masks(graph_def, default_registry(), _record(record), names)
 
 
-def verify(model: Any, *, record: Path | None = None, cfg: Config = None, outputs: Any = None) -> Verification:
+def verify(
+    model: Any,
+    *,
+    record: Path | None = None,
+    cfg: Config = None,
+    outputs: Any = None,
+    target: str | None = None,
+) -> Verification:
     """Check that the weights of a model at rest follow their pattern, along the right axis.
 
     Args:
@@ -199,23 +206,27 @@ def verify(model: Any, *, record: Path | None = None, cfg: Config = None, output
             keep no names: there all layers must be, and of ``cfg`` only the pattern counts.
         cfg: as for :func:`plan`.
         outputs: look only at what lies behind these operations.
+        target: as for :func:`plan`; what it makes of each layer is added, the verdict stays that of the weights.
 
     Returns:
         The verification; ``.ok`` is the verdict, and it prints as a table.
 
     Raises:
-        MissingFileError, ModelError, RecordError, ConfigError, GraphError: a file or argument cannot be used.
+        MissingFileError, ModelError, RecordError, ConfigError, GraphError, TargetError: a file or argument cannot be
+            used.
     """
-    config = load_config(cfg)
+    config, chosen = _settings(cfg, target)
+    profile = chosen.profile if chosen else None
     deployed = read_deployed(model)
     if deployed is not None:
-        return verify_deployed(deployed, config.pattern)
+        return verify_deployed(deployed, config, profile)
     return verify_model(
         open_model(model),
         default_registry(),
         record=_record(record),
         config=config,
         outputs=output_names(outputs),
+        target=profile,
     )
 
 

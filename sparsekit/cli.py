@@ -6,7 +6,7 @@ import shutil
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -44,7 +44,11 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="sparsekit")
 def main() -> None:
-    """2:4 (n:m) structured sparsity for TensorFlow."""
+    """2:4 (n:m) structured sparsity for TensorFlow.
+
+    Completion in the shell: put eval "$(_SPARSEKIT_COMPLETE=bash_source sparsekit)" into ~/.bashrc, or zsh_source into
+    ~/.zshrc.
+    """
 
 
 @main.command()
@@ -128,10 +132,10 @@ def plan(model: Path, config: Path | None, target: str | None, outputs: str | No
     the multiply-adds ("work"). MODEL is a frozen .pb or .pbtxt, the folder of a SavedModel, a .tflite or an .onnx file.
     """
     import sparsekit
-    from sparsekit.reporting.text import report_json
+    from sparsekit.reporting.text import report_json, text
 
     found = sparsekit.report(model, config, outputs=_names(outputs), target=target)
-    click.echo(report_json(found) if as_json else str(found))
+    click.echo(report_json(found) if as_json else text(found, _terminal_width()))
 
 
 @main.command()
@@ -201,31 +205,64 @@ def prune(
 @click.argument("masked", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where the pruned .pb goes.")
 @_RECORD
+@_CONFIG
+@_TARGET
 @_OUTPUTS
-def strip(masked: Path, output: Path, record: Path | None, outputs: str | None) -> None:
-    """Take the masks out of MASKED, a frozen .pb that was retrained with them, and write zeros in its weights."""
+@_JSON
+def strip(
+    masked: Path,
+    output: Path,
+    record: Path | None,
+    config: Path | None,
+    target: str | None,
+    outputs: str | None,
+    as_json: bool,
+) -> None:
+    """Take the masks out of MASKED, which was retrained with them, and write zeros in its weights.
+
+    What was written is then verified as `sparsekit verify OUT` does it, with the same exit status. --config and
+    --target count there; without a record --config says which pattern to expect.
+    """
     import sparsekit
 
     pruned = sparsekit.strip(masked, record=record, outputs=_names(outputs))
     sparsekit.save(pruned, output)
-    click.echo(f"Saved as {output}.")
+    if not as_json:
+        click.echo(f"Saved as {output}.")
+    _verify(output, record, config, target, outputs, as_json)
 
 
 @main.command()
 @_MODEL
 @_RECORD
 @_CONFIG
+@_TARGET
 @_OUTPUTS
 @_JSON
-def verify(model: Path, record: Path | None, config: Path | None, outputs: str | None, as_json: bool) -> None:
+def verify(
+    model: Path,
+    record: Path | None,
+    config: Path | None,
+    target: str | None,
+    outputs: str | None,
+    as_json: bool,
+) -> None:
     """Say whether the weights of MODEL follow their pattern. Exit status: 0 sparse, 1 not, 2 could not tell.
 
-    MODEL is a frozen .pb or .pbtxt, the folder of a SavedModel, a .tflite or an .onnx file.
+    MODEL is a frozen .pb or .pbtxt, the folder of a SavedModel, a .tflite or an .onnx file. What the target makes of
+    each layer is told, and does not count for the exit status.
     """
+    _verify(model, record, config, target, outputs, as_json)
+
+
+def _verify(
+    model: Path, record: Path | None, config: Path | None, target: str | None, outputs: str | None, as_json: bool
+) -> NoReturn:
+    """Print the verification and end with its exit status."""
     import sparsekit
     from sparsekit.table import to_json
 
-    found = sparsekit.verify(model, record=record, cfg=config, outputs=_names(outputs))
+    found = sparsekit.verify(model, record=record, cfg=config, outputs=_names(outputs), target=target)
     click.echo(to_json(found, status=found.status, summary=found.summary()) if as_json else str(found))
     sys.exit({"sparse": 0, "not sparse": 1}.get(found.status, 2))
 

@@ -15,11 +15,15 @@ _shown: contextvars.ContextVar[bool] = contextvars.ContextVar("sparsekit_progres
 @contextlib.contextmanager
 def shown() -> Iterator[None]:
     """Within it progress is shown, if standard error is a terminal. Commands want that; a library call does not."""
-    token = _shown.set(sys.stderr.isatty())
+    token = _shown.set(_stderr_is_a_terminal())
     try:
         yield
     finally:
         _shown.reset(token)
+
+
+def _stderr_is_a_terminal() -> bool:
+    return sys.stderr.isatty()
 
 
 def track(items: Sequence[_T], what: str) -> Iterable[_T]:

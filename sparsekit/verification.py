@@ -10,12 +10,16 @@ import attrs
 from sparsekit.artefact.deployed import DeployedLayer
 from sparsekit.artefact.model import Model
 from sparsekit.config import PruneConfig
+from sparsekit.deployed_plan import plan_deployed
 from sparsekit.pattern import GroupCheck, Pattern, check
 from sparsekit.planning import LayerDecision, Planning, make_plan
 from sparsekit.plugins import Registry
 from sparsekit.progress import track
 from sparsekit.record import Record
 from sparsekit.table import text_table
+from sparsekit.target import TargetProfile, TargetVerdict
+
+_WORK = "Verifying"
 
 
 @attrs.frozen
@@ -31,6 +35,7 @@ class LayerVerification:
         density: non-zeros / size; NaN where no weights could be read.
         finite: neither NaN nor infinity.
         message: what is wrong, "" if nothing is.
+        verdict: what the target makes of the layer, where one was chosen.
     """
 
     name: str
@@ -45,6 +50,7 @@ class LayerVerification:
     density: float = float("nan")
     finite: bool = False
     message: str = ""
+    verdict: TargetVerdict | None = None
 
 
 @attrs.frozen
@@ -84,6 +90,7 @@ class Verification:
         return f"Sparse: all {len(self.layers)} layers follow their pattern."
 
     def __str__(self) -> str:
+        judged = any(layer.verdict for layer in self.layers)
         rows = [
             (
                 layer.name,
@@ -95,10 +102,12 @@ class Verification:
                 layer.violations,
                 f"{layer.density:.4f}",
                 "ok" if layer.ok else layer.message,
+                *([layer.verdict or "-"] if judged else []),
             )
             for layer in self.layers
         ]
-        header = ("layer", "op", "shape", "axis", "pattern", "groups", "violating", "density", "verdict")
+        header = ["layer", "op", "shape", "axis", "pattern", "groups", "violating", "density", "verdict"]
+        header += ["target"] if judged else []
         table = text_table(header, [[str(cell) for cell in row] for row in rows]) if rows else ""
         dense = "".join(f"\n  {d.name}: {d.reason}" for d in self.skipped)
         return f"{table}{self.summary()}{' Not looked at:' + dense if dense else ''}"
@@ -111,6 +120,7 @@ def verify_model(
     record: Record | None = None,
     config: PruneConfig | None = None,
     outputs: tuple[str, ...] | None = None,
+    target: TargetProfile | None = None,
 ) -> Verification:
     """Check the weights of a model at rest.
 
@@ -120,30 +130,34 @@ def verify_model(
         record: the layers that should be sparse. Without one: those that ``config`` would prune.
         config: None for 2:4 everywhere.
         outputs: look only at what lies behind these operations.
+        target: judges the layers; it does not change whether they are sparse.
 
     Raises:
         RecordError: the record names a layer that the graph does not have, or another shape.
         ModelError: a stored weight is damaged.
     """
-    planning = make_plan(model.view, config or PruneConfig(), outputs or model.outputs, registry)
+    planning = make_plan(model.view, config or PruneConfig(), outputs or model.outputs, registry, target)
     expected = _recorded(planning, record) if record else _planned(planning)
     names = {decision.name for decision, _ in expected}
     return Verification(
-        layers=tuple(
-            _look_at(decision, pattern, planning, model) for decision, pattern in track(expected, "Verifying")
-        ),
+        layers=tuple(_look_at(decision, pattern, planning, model) for decision, pattern in track(expected, _WORK)),
         skipped=tuple(d for d in planning.plan.skipped if d.name not in names),
     )
 
 
-def verify_deployed(layers: Sequence[DeployedLayer], pattern: Pattern) -> Verification:
+def verify_deployed(
+    layers: Sequence[DeployedLayer], config: PruneConfig, target: TargetProfile | None = None
+) -> Verification:
     """Check the weights of a file in a deployment format, along the contraction axis of that format."""
-    expected = [layer for layer in layers if not layer.exempt]
-    return Verification(tuple(_look_at_deployed(layer, pattern) for layer in track(expected, "Verifying")))
+    decisions = plan_deployed(layers, config, target).decisions
+    expected = [pair for pair in zip(layers, decisions, strict=True) if not pair[0].exempt]
+    return Verification(
+        tuple(_look_at_deployed(layer, config.pattern, decision.verdict) for layer, decision in track(expected, _WORK))
+    )
 
 
-def _look_at_deployed(layer: DeployedLayer, pattern: Pattern) -> LayerVerification:
-    fields = {name: getattr(layer, name) for name in ("name", "op_type", "shape", "axis")}
+def _look_at_deployed(layer: DeployedLayer, pattern: Pattern, verdict: TargetVerdict | None) -> LayerVerification:
+    fields = {name: getattr(layer, name) for name in ("name", "op_type", "shape", "axis")} | {"verdict": verdict}
     if not layer.readable or layer.axis is None:
         message = f"{layer.name}: {layer.obstacle or 'its layout is not known'}."
         return LayerVerification(**fields, pattern=pattern, ok=False, seen=False, message=message)
@@ -166,7 +180,7 @@ def _recorded(planning: Planning, record: Record) -> list[tuple[LayerDecision, P
 
 
 def _look_at(decision: LayerDecision, pattern: Pattern, planning: Planning, model: Model) -> LayerVerification:
-    fields = {name: getattr(decision, name) for name in ("name", "op_type", "shape", "axis")}
+    fields = {name: getattr(decision, name) for name in ("name", "op_type", "shape", "axis", "verdict")}
     sites = planning.sites.get(decision)
     if sites is None:
         masked = decision.reason == "already-masked"

@@ -242,4 +242,65 @@ def test_strip_a_masked_file(command, frozen):
     assert command("verify", "masked.pb")[0] == 1
     status, output = command("strip", "masked.pb", "--record", "record.txt", "-o", "pruned.pb")
     assert status == 0 and "Saved as pruned.pb." in output
+    assert "Sparse: all 1 layers follow their pattern." in output
     assert command("verify", "pruned.pb")[0] == 0
+    status, output = command("strip", "masked.pb", "-o", "again.pb", "--json", "--target", "310B")
+    found = json.loads(output)
+    assert status == 0 and found["status"] == "sparse" and found["layers"][0]["verdict"]["eligible"] is True
+
+
+def test_a_target_judges_and_does_not_decide(command, frozen):
+    status, output = command("verify", "dense.pb", "--target", "310B", "--json")
+    assert status == 1
+    verdict = json.loads(output)["layers"][0]["verdict"]
+    assert verdict["eligible"] is True
+    status, output = command("verify", "dense.pb", "--target", "310")
+    assert status == 1 and "not eligible" in output
+    assert command("verify", "dense.pb", "--target", "no such chip")[0] == 2
+
+
+def test_report_writes_a_page_and_says_where(command, frozen):
+    status, output = command("report", "dense.pb", "-o", "new/report.html")
+    assert (status, output) == (0, "Saved as new/report.html.\n")
+    page = (frozen / "new" / "report.html").read_text()
+    assert page.startswith("<!DOCTYPE html>") and "dense.pb" in page
+    status, output = command("report", "dense.pb", "-o", "report.html", "--json")
+    assert status == 0 and json.loads(output)["totals"]["weights"] == 32
+    status, output = command("report", "missing.pb", "-o", "other.html")
+    assert status == 2 and not (frozen / "other.html").exists()
+
+
+@pytest.mark.parametrize("name", ["plan", "prune", "strip", "verify", "report"])
+def test_every_verb_takes_the_same_options(command, name):
+    _, output = command(name, "--help")
+    assert {"--json", "--config", "--target", "--outputs"} <= set(re.findall(r"--[a-z]+", output))
+
+
+def test_the_shell_completes_commands_and_options():
+    def completed(words: str) -> list[str]:
+        count = str(len(words.split()) - (not words.endswith(" ")))
+        variables = {"_SPARSEKIT_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": count}
+        script = Path(sys.executable).with_name("sparsekit")
+        ended = subprocess.run(
+            [script], env={**os.environ, **variables}, capture_output=True, text=True, timeout=120, check=False
+        )
+        return [line.partition(",")[2] for line in ended.stdout.splitlines()]
+
+    assert completed("sparsekit ver") == ["verify"]
+    assert "--record" in completed("sparsekit verify --r")
+
+
+def test_progress_is_for_a_terminal_alone(command, frozen, monkeypatch):
+    from sparsekit import progress
+
+    bars = []
+    monkeypatch.setattr("rich.progress.track", lambda items, what, **more: bars.append(what) or items)
+    command("report", "dense.pb", "-o", "report.html")
+    sparsekit.report("dense.pb")
+    assert bars == []
+    monkeypatch.setattr(progress, "_stderr_is_a_terminal", lambda: True)
+    _, output = command("verify", "dense.pb", "--json")
+    assert bars == ["Verifying"] and json.loads(output)["status"] == "not sparse"
+    bars.clear()
+    sparsekit.verify("dense.pb")
+    assert bars == []

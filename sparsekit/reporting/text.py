@@ -13,11 +13,11 @@ from sparsekit.table import plain, text_table, to_json
 _HEADER = ("layer", "op", "shape", "axis", "status", "reason", "groups", "density", "retained", "work", "why")
 
 
-def text(report: Report) -> str:
-    """The layers as a table, then the totals in sentences."""
+def text(report: Report, width: int | None = None) -> str:
+    """The layers as a table, folded to ``width`` columns if one is given, then the totals in sentences."""
     whole = report.totals.multiply_adds
     rows = [_row(layer, whole) for layer in report.layers]
-    table = text_table(_HEADER, rows) if rows else ""
+    table = text_table(_HEADER, rows, width) if rows else ""
     target = report.plan.target
     lines = [
         report.plan.summary() + report.plan.hint(),
