@@ -311,9 +311,9 @@ def _examine(
     else:
         site = found
         reason, message = _obstacle(site, handler, settings)
-        if not reason and _is_product_of_variables(site, tracer):
+        if not reason and _is_product_of_weights(site, tracer):
             reason = "product-of-weights"
-            message = f"{node.path}: both its operands are variables, so it is a part of a weight, not a layer."
+            message = f"{node.path}: both its operands are weights, so it is a part of a weight, not a layer."
         if not reason and (stored := stored_obstacle(site.source.read)):
             reason, message = "weight-not-stored", f"{node.path}: {stored}."
     if reason == "already-masked":
@@ -348,13 +348,16 @@ def _locate(node: Node, handler: OpHandler, tracer: Tracer) -> WeightSite | Untr
     return obstacle or Untraceable("weight-missing", "its handler names no place for a weight")
 
 
-def _is_product_of_variables(site: WeightSite, tracer: Tracer) -> bool:
-    """Whether the op multiplies two variables (a low-rank update, say) instead of data and a weight."""
+def _is_product_of_weights(site: WeightSite, tracer: Tracer) -> bool:
+    """Whether the op multiplies two weights (a low-rank update, say) instead of data and a weight.
+
+    What is constant in a live graph, or in one without inputs, may stand for data; else it was a variable.
+    """
     others = [tracer.trace(site.node, i, 0) for i in range(len(site.node.inputs)) if i != site.input]
-    return any(
-        not isinstance(other, Untraceable) and len(other.shape) > 1 and other.leaves[0].op != "Const"
-        for other in others
-    )
+    found = [other for other in others if not isinstance(other, Untraceable) and len(other.shape) > 1]
+    if not found or any(other.leaves[0].op != "Const" for other in found):
+        return bool(found)
+    return not isinstance(site.node.root, LiveGraph) and tracer.has_data(site.node.view)
 
 
 def _obstacle(site: WeightSite, handler: OpHandler, settings: LayerSettings) -> tuple[str, str]:

@@ -293,10 +293,17 @@ class Tracer:
 
     def data_source(self, node: Node) -> Node | None:
         """A placeholder, iterator, random op or the like that ``node`` depends on; None if there is none."""
-        origins = self._origins.get(node.view)
+        return self._origins_in(node.view).get(node)
+
+    def has_data(self, view: GraphView) -> bool:
+        """Whether there is any such node in the graph or function body."""
+        return bool(self._origins_in(view))
+
+    def _origins_in(self, view: GraphView) -> dict[Node, Node]:
+        origins = self._origins.get(view)
         if origins is None:
-            origins = self._origins[node.view] = _data_origins(node.view)
-        return origins.get(node)
+            origins = self._origins[view] = _data_origins(view)
+        return origins
 
 
 def _data_origins(view: GraphView) -> dict[Node, Node]:

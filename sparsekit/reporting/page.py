@@ -157,9 +157,7 @@ def _rules(pruned: Sequence[LayerDecision]) -> Markup:
     if not verdicts:
         return joined()
     standings = Counter(map(standing, verdicts))
-    found = Counter(
-        (outcome, rule.message, rule.source) for verdict in verdicts for outcome, rule in judged(verdict)
-    )
+    found = Counter((outcome, rule.message, rule.source) for verdict in verdicts for outcome, rule in judged(verdict))
     rows = [
         (joined(element("span", outcome, class_="chip"), " ", message), source, number(layers))
         for (outcome, message, source), layers in found.items()

@@ -51,9 +51,7 @@ def layers_in_words(value: int, kind: str = "") -> str:
     return f"{count(value)} {kind}{'layer' if value == 1 else 'layers'}"
 
 
-def table(
-    caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], class_: str | None = None
-) -> Markup:
+def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], class_: str | None = None) -> Markup:
     """A table; the first cell of a row names it."""
     return element(
         "table",

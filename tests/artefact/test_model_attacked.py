@@ -71,6 +71,23 @@ def test_a_product_of_two_variables_is_no_layer(saved):
     reasons = {d.name.rpartition("/")[2]: d.reason for d in sparsekit.plan(saved).decisions}
     assert reasons["update"] == "product-of-weights"
     assert reasons["lora"] in ("weight-computed", "weight-dynamic")
+
+
+def test_the_factors_of_a_low_rank_update_are_no_layer_when_frozen_either() -> None:
+    def build(x: Any) -> None:
+        update = tf.matmul(weight(16, 4), weight(4, 8), name="update")
+        tf.matmul(x, weight(16, 8) + update, name="lora")
+
+    with tf.Graph().as_default() as graph:
+        build(tf.compat.v1.placeholder(tf.float32, [None, 16]))
+    assert {d.name: d.reason for d in sparsekit.plan(graph.as_graph_def()).decisions} == {
+        "update": "product-of-weights",
+        "lora": "weight-computed",
+    }
+    with tf.Graph().as_default() as graph:
+        tf.matmul(weight(16, 4), weight(4, 8), name="update")
+    (decision,) = sparsekit.plan(graph.as_graph_def()).decisions
+    assert decision.pruned, "without inputs a constant may be the data"
     assert reasons["last"] == reasons["constants"] == "eligible"
 
 
