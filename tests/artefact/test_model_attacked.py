@@ -71,6 +71,7 @@ def test_a_product_of_two_variables_is_no_layer(saved):
     reasons = {d.name.rpartition("/")[2]: d.reason for d in sparsekit.plan(saved).decisions}
     assert reasons["update"] == "product-of-weights"
     assert reasons["lora"] in ("weight-computed", "weight-dynamic")
+    assert reasons["last"] == reasons["constants"] == "eligible"
 
 
 def test_the_factors_of_a_low_rank_update_are_no_layer_when_frozen_either() -> None:
@@ -88,7 +89,6 @@ def test_the_factors_of_a_low_rank_update_are_no_layer_when_frozen_either() -> N
         tf.matmul(weight(16, 4), weight(4, 8), name="update")
     (decision,) = sparsekit.plan(graph.as_graph_def()).decisions
     assert decision.pruned, "without inputs a constant may be the data"
-    assert reasons["last"] == reasons["constants"] == "eligible"
 
 
 def test_constants_and_variables_are_saved_together(saved, tmp_path):
