@@ -6,12 +6,14 @@ import abc
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
+from tensorflow.core.protobuf import saved_model_pb2
 
 from sparsekit.artefact.bundle import patch
 from sparsekit.artefact.deployed import DeployedLayer
@@ -69,6 +71,21 @@ class Model(abc.ABC):
 
         Raises:
             ModelError, MissingFileError: a copy cannot be read.
+        """
+
+    @property
+    @abc.abstractmethod
+    def inputs(self) -> Mapping[str, str]:
+        """What one run is fed with: the names that users know, and those of the tensors."""
+
+    @abc.abstractmethod
+    def load(self, session: Any, graph_def: Any, folder: Path) -> None:
+        """Put the model into a session's graph, its weights too.
+
+        Args:
+            session: a ``tf.compat.v1.Session`` on an empty graph.
+            graph_def: what to load in place of the model's own graph: it computes the same.
+            folder: an empty folder for what loading takes.
         """
 
     @abc.abstractmethod
@@ -142,6 +159,15 @@ class FrozenGraph(Model):
             raise ModelError(self.obstacle(read), where=self.source)
         yield "", value
 
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        nodes = [node for node in self.view.nodes() if node.op.startswith("Placeholder")]
+        return {node.name: f"{node.name}:0" for node in nodes}
+
+    def load(self, session: Any, graph_def: Any, folder: Path) -> None:
+        with session.graph.as_default():
+            tf.import_graph_def(graph_def, name="")
+
     def changed(self, changes: Iterable[Change]) -> FrozenGraph:
         edits = Edits()
         for read, change in changes:
@@ -210,6 +236,25 @@ class SavedModelFolder(Model):
         assert self._saved_model.bundle is not None
         for key in self._keys[leaf.name].keys:
             yield key, self._saved_model.bundle.read(key)
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        signatures = self._meta_graph.proto.signature_def
+        main = next(
+            (s for _, s in _signatures(signatures) if set(_tensor_nodes(s)) == set(self.main_outputs or ())), None
+        )
+        return {} if main is None else {key: tensor.name for key, tensor in sorted(main.inputs.items())}
+
+    def load(self, session: Any, graph_def: Any, folder: Path) -> None:
+        proto = saved_model_pb2.SavedModel(saved_model_schema_version=1)
+        copy = proto.meta_graphs.add()
+        copy.CopyFrom(self._meta_graph.proto)
+        copy.graph_def.CopyFrom(graph_def)
+        (folder / "saved_model.pb").write_bytes(proto.SerializeToString())
+        for part in ("variables", "assets"):
+            if (self._saved_model.folder / part).is_dir():
+                (folder / part).symlink_to(Path(os.path.realpath(self._saved_model.folder)) / part)
+        tf.compat.v1.saved_model.load(session, list(copy.meta_info_def.tags), str(folder))
 
     def changed(self, changes: Iterable[Change]) -> SavedModelFolder:
         return SavedModelFolder(self._saved_model, (*self._changes, *changes))
@@ -290,9 +335,7 @@ def _signature_outputs(meta_graph: MetaGraph) -> tuple[tuple[str, ...] | None, t
     """What all signatures return, and what the default one does (or the first): a graph that was saved in training
     holds much besides."""
     by_signature = {
-        key: {name for tensor in signature.outputs.values() if (name := tensor.name.partition(":")[0])}
-        for key, signature in sorted(meta_graph.proto.signature_def.items())
-        if not key.startswith("__")
+        key: set(_tensor_nodes(signature)) for key, signature in _signatures(meta_graph.proto.signature_def)
     }
     names = set().union(*by_signature.values())
     present = {node.name for node in meta_graph.graph_def.node}
@@ -300,3 +343,13 @@ def _signature_outputs(meta_graph: MetaGraph) -> tuple[tuple[str, ...] | None, t
         return None, None
     main = by_signature.get("serving_default") or next(found for found in by_signature.values() if found)
     return tuple(sorted(names)), tuple(sorted(main))
+
+
+def _signatures(signatures: Any) -> list[tuple[str, Any]]:
+    """Those that are for callers."""
+    return [(key, signature) for key, signature in sorted(signatures.items()) if not key.startswith("__")]
+
+
+def _tensor_nodes(signature: Any) -> list[str]:
+    names = (tensor.name.partition(":")[0] for tensor in signature.outputs.values())
+    return [name for name in names if name]

@@ -77,6 +77,34 @@ class WeightSource:
         """Whether ``axis`` is one of several that are merged before the op: groups must lie within it."""
         return self.shape[self.axis] != self.shape_at_op[self.axis_at_op]
 
+    def as_op_sees(self, stored: Array) -> Array:
+        """A value of the weight, laid out as the op sees it. Precision stays that of the storage."""
+        for step in self._layouts(stored.shape):
+            stored = stored.transpose(step) if isinstance(step, list) else stored.reshape(step)
+        return stored
+
+    def as_stored(self, seen: Array) -> Array:
+        """A value that the op should see, laid out as it is stored; the inverse of `as_op_sees`."""
+        shapes = [self.shape]
+        for step in self._layouts(self.shape):
+            shapes.append(tuple(shapes[-1][axis] for axis in step) if isinstance(step, list) else step)
+        for step, before in zip(reversed(self._layouts(self.shape)), reversed(shapes[:-1]), strict=True):
+            seen = seen.transpose(np.argsort(step)) if isinstance(step, list) else seen.reshape(before)
+        return seen
+
+    def _layouts(self, shape: tuple[int, ...]) -> list[list[int] | tuple[int, ...]]:
+        """What happens to the layout on the way: orders of axes, and new shapes."""
+        steps: list[list[int] | tuple[int, ...]] = []
+        for node in self.path[:-1]:
+            moved = _moved(node, shape)
+            assert moved is not None  # it was traced
+            if node.op == "Transpose":
+                steps.append([moved[1](axis) or 0 for axis in range(len(shape))])
+            elif moved[0] != shape:
+                steps.append(moved[0])
+            shape = moved[0]
+        return steps
+
     @property
     def leaves(self) -> tuple[Node, ...]:
         """The variable or constant; several where it is partitioned."""

@@ -8,7 +8,7 @@ import numpy as np
 from sparsekit.pattern import Pattern
 from sparsekit.planning import LayerDecision, Plan
 from sparsekit.reporting.facts import Estimate, GroupFacts, LayerFacts, Report
-from sparsekit.target import LayerRule, TargetProfile, TargetVerdict
+from sparsekit.target import LayerRule, TargetProfile
 
 HOSTILE_NAMES = (
     "<script>alert(1)</script>",

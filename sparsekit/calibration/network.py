@@ -1,0 +1,105 @@
+"""Runs a model at rest on sample inputs, with other weights where some were pruned already, and tells what flows where."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy.typing as npt
+import tensorflow as tf
+
+from sparsekit.artefact.model import Model
+from sparsekit.calibration.inlining import inlined
+from sparsekit.errors import ModelError
+from sparsekit.graph.forward import forward_nodes
+from sparsekit.graph.node import Edge, FunctionView, Node
+from sparsekit.handler import WeightSite
+
+Array: TypeAlias = npt.NDArray[Any]
+_v1 = tf.compat.v1
+
+
+class Network:
+    """A model in a session of its own. Use `opened`.
+
+    Attributes:
+        inputs: the model's inputs: the name that a feed may use, to the name of the tensor.
+    """
+
+    def __init__(self, model: Model, session: Any) -> None:
+        self._session = session
+        self._graph = session.graph
+        self._weights: dict[str, Array] = {}
+        self.inputs: Mapping[str, str] = model.inputs
+        self.outputs: tuple[str, ...] = model.main_outputs or tuple(_unread(model))
+        self._in_one_run = forward_nodes(model.view, self.outputs)
+
+    def reaches(self, node: Node) -> bool:
+        """Whether a run of the model computes the node, in a place where a session can fetch it."""
+        while isinstance(node.view, FunctionView):
+            if node.view.role != "f":  # the body of a loop or cond
+                return False
+            node = node.view.call
+        return node in self._in_one_run
+
+    def set_weight(self, sites: Iterable[WeightSite], value: Array) -> None:
+        """Let all ops that use a weight see another value from now on."""
+        for site in sites:
+            self._weights[_tensor_name(site.source.tensor)] = value
+
+    def run(self, edges: Sequence[Edge], batch: Mapping[str, Array]) -> list[Array]:
+        """What flows along ``edges`` for one batch of inputs, given by the names of their tensors.
+
+        Raises:
+            ModelError: TensorFlow cannot run the model on it.
+        """
+        return self._run([_tensor_name(edge) for edge in edges], batch)
+
+    def run_outputs(self, batch: Mapping[str, Array]) -> list[Array]:
+        """The model's results for one batch of inputs."""
+        return self._run([f"{name}:0" for name in self.outputs], batch)
+
+    def _run(self, fetches: list[str], batch: Mapping[str, Array]) -> list[Array]:
+        try:
+            return self._session.run(fetches, {**self._weights, **batch})
+        except (tf.errors.OpError, ValueError, TypeError) as error:
+            message = str(error).partition("\n")[0]
+            raise ModelError(
+                f"cannot be run on the calibration data ({message})", where="calibration", expected="inputs that fit"
+            ) from error
+
+
+@contextlib.contextmanager
+def opened(model: Model) -> Iterator[Network]:
+    """A session with the model in it.
+
+    Raises:
+        ModelError: TensorFlow cannot load the model.
+    """
+    with tempfile.TemporaryDirectory() as folder, _v1.Session(graph=tf.Graph(), config=_config()) as session:
+        try:
+            model.load(session, inlined(model.view), Path(folder))
+        except (tf.errors.OpError, ValueError, OSError) as error:
+            message = str(error).partition("\n")[0]
+            raise ModelError(f"TensorFlow cannot load it ({message})", where=model.source) from error
+        yield Network(model, session)
+
+
+def _config() -> Any:
+    # No rewriting: what is fetched must be what the graph says, and constants that are fed must not be folded.
+    config = _v1.ConfigProto(allow_soft_placement=True)
+    config.graph_options.rewrite_options.disable_meta_optimizer = True
+    config.graph_options.optimizer_options.opt_level = -1
+    return config
+
+
+def _unread(model: Model) -> list[str]:
+    """The results of a graph that does not name them: the ops that nobody reads."""
+    return [node.name for node in model.view.nodes() if not model.view.readers(node) and node.output_rank != 0]
+
+
+def _tensor_name(edge: Edge) -> str:
+    return f"{edge.node.path}:{edge.index}"
