@@ -43,7 +43,7 @@ def _emit(view: GraphView, result: Any, after: list[str]) -> None:
         copy.name = node.path
         copy.attr.pop("_class", None)
         del copy.input[:]
-        copy.input.extend(_name(edge) for edge in node.inputs)
+        copy.input.extend(tensor_name(edge) for edge in node.inputs)
         copy.input.extend(controls if node.inputs or controls else after)
         if "frame_name" in copy.attr and view.prefix:
             copy.attr["frame_name"].s = (view.prefix + copy.attr["frame_name"].s.decode()).encode()
@@ -57,7 +57,7 @@ def _emit_call(call: ProtoNode, body: FunctionView, result: Any, after: list[str
         result.node.add(name=call.path, op="NoOp", input=[*done, *after])
         return
     joined = result.node.add(name=call.path, op="IdentityN")
-    joined.input.extend(_name(edge) for edge in outputs)
+    joined.input.extend(tensor_name(edge) for edge in outputs)
     joined.input.extend(dict.fromkeys([*done, *after]))
     joined.attr["T"].list.type.extend(call.definition.attr["Tout"].list.type)
 
@@ -69,7 +69,8 @@ def _controls(node: ProtoNode) -> list[str]:
     return [f"^{found.path}" for found in nodes if found is not None and not isinstance(found, ArgumentNode)]
 
 
-def _name(edge: Edge) -> str:
+def tensor_name(edge: Edge) -> str:
+    """What `inlined` calls the output of a node."""
     node, index = edge.node, edge.index
     while isinstance(node, ArgumentNode):
         call, argument = node.outside()

@@ -1,4 +1,4 @@
-"""Runs a model at rest on sample inputs, with other weights where some were pruned already, and tells what flows where."""
+"""Runs a model at rest on sample inputs, pruned weights in place of dense ones, and tells what flows where."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from sparsekit.artefact.model import Model
-from sparsekit.calibration.inlining import inlined
+from sparsekit.calibration.inlining import inlined, tensor_name
 from sparsekit.errors import ModelError
 from sparsekit.graph.forward import forward_nodes
 from sparsekit.graph.node import Edge, FunctionView, Node
@@ -48,7 +48,7 @@ class Network:
     def set_weight(self, sites: Iterable[WeightSite], value: Array) -> None:
         """Let all ops that use a weight see another value from now on."""
         for site in sites:
-            self._weights[_tensor_name(site.source.tensor)] = value
+            self._weights[tensor_name(site.source.tensor)] = value
 
     def run(self, edges: Sequence[Edge], batch: Mapping[str, Array]) -> list[Array]:
         """What flows along ``edges`` for one batch of inputs, given by the names of their tensors.
@@ -56,7 +56,7 @@ class Network:
         Raises:
             ModelError: TensorFlow cannot run the model on it.
         """
-        return self._run([_tensor_name(edge) for edge in edges], batch)
+        return self._run([tensor_name(edge) for edge in edges], batch)
 
     def run_outputs(self, batch: Mapping[str, Array]) -> list[Array]:
         """The model's results for one batch of inputs."""
@@ -99,7 +99,3 @@ def _config() -> Any:
 def _unread(model: Model) -> list[str]:
     """The results of a graph that does not name them: the ops that nobody reads."""
     return [node.name for node in model.view.nodes() if not model.view.readers(node) and node.output_rank != 0]
-
-
-def _tensor_name(edge: Edge) -> str:
-    return f"{edge.node.path}:{edge.index}"
