@@ -40,7 +40,7 @@ $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 14), "Python 3.10 to 3.13 is needed, this is %d.%d: make PYTHON=..." % sys.version_info[:2]'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[demo,test,test-onnx,lint]'
+	$(BIN)/python -m pip install --quiet --editable '.[demo,test,test-onnx,test-edge,lint]'
 	@touch $@
 
 # tfmot, the peer that is measured against, works on Keras 2 alone: an environment of its own.
@@ -51,4 +51,4 @@ $(BENCH)/installed: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(BENCH) .venv-* demo_output amct_log dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) .venv-* demo_output edge_output amct_log dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

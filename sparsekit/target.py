@@ -129,7 +129,7 @@ class TargetProfile:
     patterns: tuple[str, ...] = attrs.field(default=("2:4",), converter=_strings)
     reason: str
     sources: tuple[str, ...] = attrs.field(converter=_strings)
-    rules: tuple[LayerRule, ...] = attrs.field(default=(), converter=tuple)
+    rules: tuple[LayerRule, ...] = ()
 
     def __attrs_post_init__(self) -> None:
         where = f"target profile {self.name!r}"

@@ -74,7 +74,7 @@ def test_targets_lists_every_profile_and_whether_it_gains(command):
     assert status == 0
     rows = {parts[0]: parts for line in output.splitlines() if (parts := re.split(r"\s{2,}", line.strip()))}
     for profile in default_registry().profiles:
-        assert rows[profile.name][1:3] == [profile.title, "2:4" if profile.gains else "no"]
+        assert rows[profile.name][1:3] == [profile.title, ", ".join(profile.patterns) if profile.gains else "no"]
         assert all(chip in output for chip in profile.chips)
     assert "SPARSEKIT_TARGET" in output
 

@@ -243,7 +243,7 @@ def test_a_target_that_gains_and_no_target_at_all_are_silent(strict: bool) -> No
         ({"chips": "S1"}, "a tuple of strings"),
         ({"products": ("-",)}, "without letters"),
         ({"gains": True, "patterns": ()}, "a gain from no pattern"),
-        ({"rules": [WIDE, attrs.evolve(WIDE, message="Wider.")]}, "a name of its own for every rule"),
+        ({"rules": (WIDE, attrs.evolve(WIDE, message="Wider."))}, "a name of its own for every rule"),
     ],
 )
 def test_a_profile_that_contradicts_the_contract_is_refused(fields: Any, complaint: str) -> None:

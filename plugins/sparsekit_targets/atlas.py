@@ -8,24 +8,55 @@ chip is in them is general knowledge throughout. Each profile's `sources` says s
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from sparsekit.target import TargetProfile
+from sparsekit.target import LayerRule, TargetProfile
+
+if TYPE_CHECKING:
+    from sparsekit.planning import LayerDecision
 
 _VERDICT = "gain or none: AMCT documents up to CANN 9.1, products of the 2:4 structured sparsity feature"
 _FORMS = "products: AMCT TensorFlow document of CANN 8.0.RC1 on product forms (atlasamcttf_16_0004)"
 _PRODUCTS = "products: general knowledge, not from the AMCT documents"
 _CHIPS = "chip names: general knowledge, not from the AMCT documents"
 _CONVERTER = (
-    "condition on int8: an excerpt of the ATC document, option --sparsity (not the whole document, not tried "
-    "on hardware)"
+    "rule on int8: an excerpt of the ATC document, option --sparsity (not the whole document, not tried on hardware)"
+)
+_FUSION = (
+    "rule on operators: CANN 9.0 and 9.1, graph fusion patterns, ConvWeightCompressFusionPass (atlasrr_30_0035): "
+    "Conv2D, FullyConnection and MatMulV2 with int8 or uint8 inputs and no more than one group (not tried on hardware)"
 )
 
 _GAIN = (
-    "The AMCT documents count it among the products with a 2:4 gain. By the converter's document the gain is "
-    "for int8 weights of convolutions, MatMul and fully connected layers, so a float deployment should gain "
-    "nothing (read from an excerpt, not tried on hardware)."
+    "The AMCT documents count it among the products with a 2:4 gain. By the converter's documents the gain is for "
+    "int8 weights of convolutions, not grouped, MatMul and fully connected layers, so a float deployment should gain "
+    "nothing (read from excerpts, not tried on hardware)."
 )
-_NO_GAIN = "The AMCT documents say that its hardware cannot use 2:4; a pruned model runs no faster."
+_NO_GAIN = "The AMCT documents say that its hardware cannot use 2:4; a pruned model gains nothing there."
+
+
+def _int8(layer: LayerDecision) -> bool | None:
+    return layer.dtype == "int8" if layer.deployed else None
+
+
+def _named_operator(layer: LayerDecision) -> bool | None:
+    return True if layer.op_type in ("Conv2D", "_FusedConv2D", "MatMul", "_FusedMatMul") else None
+
+
+_RULES = (
+    LayerRule(
+        name="data-type",
+        message="Weights must be int8.",
+        source=_CONVERTER,
+        holds=_int8,
+    ),
+    LayerRule(
+        name="operator",
+        message="The converter must make it a Conv2D, MatMulV2 or FullyConnection operator.",
+        source=_FUSION + "; what becomes of other operators is not documented",
+        holds=_named_operator,
+    ),
+)
 
 
 def _profile(
@@ -49,7 +80,8 @@ def _profile(
         aliases=(*aliases, *chips, *(f"昇腾{chip}" for chip in chips)),
         gains=gains,
         reason=_GAIN if gains else _NO_GAIN,
-        sources=(_VERDICT, *sources, *((_CONVERTER,) if gains else ())),
+        sources=(_VERDICT, *sources, *((_CONVERTER, _FUSION) if gains else ())),
+        rules=_RULES if gains else (),
     )
 
 

@@ -6,8 +6,12 @@ import pytest
 
 import sparsekit_targets
 from sparsekit.errors import TargetError
+from sparsekit.pattern import Pattern
+from sparsekit.planning import LayerDecision
 from sparsekit.target import TargetProfile, choose_target, resolve_target, unsupported_message
+from sparsekit_targets import atlas
 
+# Those of other vendors too: no name may mean two things.
 PROFILES = tuple(sparsekit_targets.sparsekit_targets())
 
 GAIN = {
@@ -124,10 +128,10 @@ def test_every_chip_shared_by_training_and_inference_products_gains(asked: str) 
 
 
 def test_the_table_and_the_plugin_have_the_same_rows() -> None:
-    assert [profile.name for profile in PROFILES] == [*GAIN, *NO_GAIN]
+    assert [profile.name for profile in atlas.PROFILES] == [*GAIN, *NO_GAIN]
 
 
-@pytest.mark.parametrize("profile", PROFILES, ids=lambda profile: profile.name)
+@pytest.mark.parametrize("profile", atlas.PROFILES, ids=lambda profile: profile.name)
 def test_no_name_is_ambiguous(profile: TargetProfile) -> None:
     for name in profile.names:
         for spelling in (name, name.lower().replace(" ", "")):
@@ -140,7 +144,7 @@ def test_a_name_that_nobody_has_is_not_guessed(asked: str) -> None:
         resolve_target(asked, PROFILES)
 
 
-@pytest.mark.parametrize("profile", PROFILES, ids=lambda profile: profile.name)
+@pytest.mark.parametrize("profile", atlas.PROFILES, ids=lambda profile: profile.name)
 def test_every_profile_gives_its_sources_and_calls_general_knowledge_so(profile: TargetProfile) -> None:
     assert profile.vendor == "Huawei"
     assert any("AMCT documents up to CANN 9.1" in source for source in profile.sources)
@@ -163,3 +167,34 @@ def test_the_message_for_an_unsupported_chip_lists_the_products_that_gain() -> N
     for title in ("A3 training", "A3 inference", "A2 training", "A2 inference", "200I/500 A2 inference"):
         assert f"Atlas {title} products" in message
     assert "Atlas training products" not in message
+
+
+def _layer(op_type: str, **fields: object) -> LayerDecision:
+    facts = {"shape": (64, 32), "axis": 0, "dtype": "float32", "pattern": Pattern.parse("2:4")} | fields
+    return LayerDecision("fc", op_type, "prune", "eligible", "", **facts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("layer", "verdict"),
+    [
+        (_layer("MatMul"), "eligible if met at conversion: Weights must be int8"),
+        (_layer("Conv2D", dtype="int8", deployed=True), "eligible"),
+        (_layer("MatMul", deployed=True), "not eligible: Weights must be int8"),
+        (
+            _layer("Conv2DBackpropInput", dtype="int8", deployed=True),
+            "eligible if met at conversion: The converter must make it a Conv2D, MatMulV2 or FullyConnection operator",
+        ),
+        (_layer("MatMul", pattern=Pattern.parse("1:2")), "not eligible: The pattern must be 2:4"),
+    ],
+)
+@pytest.mark.parametrize("name", GAIN)
+def test_the_gain_is_for_int8_weights_of_the_operators_that_the_converter_names(
+    name: str, layer: LayerDecision, verdict: str
+) -> None:
+    assert str(resolve_target(name, PROFILES).judge(layer)) == verdict
+
+
+@pytest.mark.parametrize("name", NO_GAIN)
+def test_no_layer_is_eligible_where_the_hardware_cannot_use_it(name: str) -> None:
+    verdict = resolve_target(name, PROFILES).judge(_layer("MatMul", dtype="int8", deployed=True))
+    assert str(verdict).startswith("not eligible: The AMCT documents say that its hardware cannot use 2:4")
