@@ -39,7 +39,7 @@ def _decide(layer: DeployedLayer, config: PruneConfig) -> LayerDecision:
         weight=layer.location,
         uses=(layer.name,),
         pattern=config.pattern,
-        deployed=True,
+        deployed=layer.dtype_is_final,
     )
     if reason:
         return decision

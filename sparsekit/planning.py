@@ -40,7 +40,7 @@ class LayerDecision:
         weight: the name of the variable or constant.
         uses: every op that uses the weight.
         pattern, criterion, update_freq: the settings that hold for this layer.
-        deployed: it comes from a file in a deployment format: dtype and layout are what the device gets.
+        deployed: it comes from a file in a deployment format, and its dtype is what the device gets.
         verdict: of the target that was chosen, on a pruned layer.
     """
 

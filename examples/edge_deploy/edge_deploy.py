@@ -69,6 +69,8 @@ def main() -> None:
     networks = deploy(arguments.output, arguments.accelerator, arguments.vela or find_vela())
     print(verdicts(sparsekit.plan(arguments.output / "dense", target=arguments.accelerator)))
     print(table(networks))
+    page = sparsekit.report(arguments.output / "dense", target=arguments.accelerator, estimates=estimates(networks))
+    print(f"The report: {page.save(arguments.output / 'report.html')}")
 
 
 def deploy(output: Path, accelerator: str, vela: str, seed: int = 0) -> list[Deployed]:
@@ -198,6 +200,15 @@ def estimate(tflite: Path, accelerator: str, vela: str) -> Estimate:
     version = subprocess.run([vela, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     source = f"Arm's estimate by Vela {version} for {accelerator}"
     return Estimate(int(float(row["nn_macs"])), int(float(row["cycles_total"])), source)
+
+
+def estimates(networks: list[Deployed]) -> list[sparsekit.Estimate]:
+    """Vela's figures as a report shows them: as Arm's, not ours."""
+    dense, pruned = networks[0].estimate, networks[1].estimate
+    return [
+        sparsekit.Estimate(dense.source, quantity, float(getattr(dense, field)), float(getattr(pruned, field)))
+        for quantity, field in (("multiply-adds", "multiply_adds"), ("cycles", "cycles"))
+    ]
 
 
 def verdicts(plan: sparsekit.Plan) -> str:

@@ -59,6 +59,7 @@ class DeployedLayer:
             channels come first: [groups, inputs / groups, outputs / groups, ...].
         axis: the axis of ``shape`` that the operator contracts over (input channels); None if there is none.
         dtype: as stored, for example "int8"; "" where it is not known.
+        dtype_is_final: the device gets the weights in this type.
         obstacle: why the weights could not be read: nothing is known about them. "" if they can be.
         exempt: why no pattern can be expected of this operator (depthwise, a kernel that is data). "" otherwise.
         note: worth knowing, no obstacle; for example a zero point that is not 0.
@@ -73,6 +74,7 @@ class DeployedLayer:
     obstacle: str = ""
     exempt: str = ""
     note: str = ""
+    dtype_is_final: bool = True
     _read: Callable[[], Array] | None = attrs.field(default=None, alias="read", repr=False)
 
     @property

@@ -483,7 +483,12 @@ class _Interpretation:
         if use.groups > 1:
             weight = self._by_group(node, weight, use.groups)
             rank += 1
-        facts |= {"shape": weight.shape, "dtype": weight.dtype}
+        # Runtimes and compilers that read this format choose the precision of floats themselves.
+        facts |= {
+            "shape": weight.shape,
+            "dtype": weight.dtype,
+            "dtype_is_final": weight.dtype.startswith(("int", "uint")),
+        }
         # A vector has but one axis.
         axis = 0 if rank == 1 else use.axis % rank
         if use.depthwise and weight.shape[axis] == 1:
