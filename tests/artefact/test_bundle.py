@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import struct
-import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tensorflow as tf
+from bounded import bounded
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tensorflow.core.protobuf import tensor_bundle_pb2
@@ -467,10 +467,9 @@ def test_keys_that_share_more_than_the_file_holds(tmp_path: Path) -> None:
     key = b"k" * 250_000
     first = varint(0) + varint(len(key)) + varint(0) + key
     rest = b"".join(varint(len(key) + i) + b"\x01\x00" + b"k" for i in range(50_000))
-    begun = time.perf_counter()
-    with pytest.raises(ModelError, match=r"the record at byte .* does not fit"):
-        Bundle.open(placed(tmp_path, table(first + rest + struct.pack("<2I", 0, 1))))
-    assert time.perf_counter() - begun < 2
+    prefix = placed(tmp_path, table(first + rest + struct.pack("<2I", 0, 1)))
+    with pytest.raises(ModelError, match=r"the record at byte .* does not fit"), bounded(100_000, megabytes=20):
+        Bundle.open(prefix)
 
 
 def test_an_index_that_is_too_long(tmp_path: Path) -> None:
@@ -484,9 +483,8 @@ def test_many_entries_in_bounded_time(tmp_path: Path) -> None:
     count = 50_000
     records = [entry(f"k{i:06d}".encode(), shape={"dim": [{"size": 0}]}, size=0) for i in range(count)]
     prefix = placed(tmp_path, one_block(*records))
-    begun = time.perf_counter()
-    assert len(Bundle.open(prefix).entries) == count
-    assert time.perf_counter() - begun < 10
+    with bounded(count * 100):
+        assert len(Bundle.open(prefix).entries) == count
 
 
 # Fuzzing

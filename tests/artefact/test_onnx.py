@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 import tf2onnx
+from bounded import bounded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -769,21 +769,19 @@ def test_groups_that_do_not_divide(tmp_path: Path) -> None:
 
 def test_circles_and_long_chains_end(tmp_path: Path) -> None:
     circle = [node("Identity", "b", "a"), node("Identity", "a", "b")]
-    chain = [node("Identity", f"c{i}" if i else "w", f"c{i + 1}") for i in range(5000)]
-    uses = [node("MatMul", f"x c{i}", f"y{i}") for i in range(1, 5001)]
+    chain = [node("Identity", f"c{i}" if i else "w", f"c{i + 1}") for i in range(1000)]
+    uses = [node("MatMul", f"x c{i}", f"y{i}") for i in range(1, 1001)]
     model = model_of([*circle, *chain, *uses, node("MatMul", "x a", "y")], {"w": W}, {"x": (2, 8)}, {"y": None})
-    start = time.monotonic()
-    layers = layers_of(model, tmp_path)
-    assert time.monotonic() - start < 10
+    with bounded(5_000_000):
+        layers = layers_of(model, tmp_path)
     assert layers[-1].obstacle == "behind more than 64 operators"
 
 
 def test_many_inputs_with_many_results_take_no_square_of_time(tmp_path: Path) -> None:
     inputs, outputs = ([f"{kind}{i}" for i in range(5000)] for kind in "io")
     model = model_of([helper.make_node("Thing", inputs, outputs)], {}, dict.fromkeys(inputs, (2,)), {"o1": None})
-    start = time.monotonic()
-    layers_of(model, tmp_path)
-    assert time.monotonic() - start < 2
+    with bounded(1_000_000):
+        layers_of(model, tmp_path)
 
 
 def test_weights_that_are_named_over_and_over(tmp_path: Path) -> None:
@@ -831,15 +829,14 @@ def survives(data: bytes, folder: Path) -> None:
     """It is read, or refused with an error that names a file; soon, in either case."""
     path = folder / "model.onnx"
     path.write_bytes(data)
-    start = time.monotonic()
     try:
-        for layer in read_onnx(path):
-            if layer.readable:
-                assert layer.values().shape == layer.shape
-                check(layer.values(), layer.axis or 0)
+        with bounded(500_000):
+            for layer in read_onnx(path):
+                if layer.readable:
+                    assert layer.values().shape == layer.shape
+                    check(layer.values(), layer.axis or 0)
     except SparsekitError as error:
         assert str(folder) in str(error)
-    assert time.monotonic() - start < 5
 
 
 FUZZ = settings(

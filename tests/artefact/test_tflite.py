@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import struct
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tensorflow as tf
+from bounded import bounded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorflow.lite.python import schema_py_generated as schema
@@ -800,10 +800,9 @@ def _overlapping() -> bytes:
 
 
 def test_vectors_that_overlap_are_refused_soon(tmp_path: Path) -> None:
-    start = time.monotonic()
-    with pytest.raises(ModelError, match="longer than itself"):
-        read(_overlapping(), tmp_path)
-    assert time.monotonic() - start < 2
+    data = _overlapping()
+    with pytest.raises(ModelError, match="longer than itself"), bounded(100_000):
+        read(data, tmp_path)
 
 
 def test_many_inputs_with_many_results_take_no_square_of_time(tmp_path: Path) -> None:
@@ -812,9 +811,8 @@ def test_many_inputs_with_many_results_take_no_square_of_time(tmp_path: Path) ->
     graph.inputs = [f"i{i}" for i in range(4000)]
     graph.operators.append(("PACK", graph.inputs, [f"o{i}" for i in range(4000)]))
     data = model_of(graph)
-    start = time.monotonic()
-    read(data, tmp_path)
-    assert time.monotonic() - start < 2
+    with bounded(1_000_000):
+        read(data, tmp_path)
 
 
 def test_weights_that_share_bytes_are_refused(tmp_path: Path) -> None:
@@ -844,15 +842,14 @@ def _seeds() -> tuple[bytes, ...]:
 
 def survives(data: bytes, folder: Path) -> None:
     """It is read, or refused with an error that names the file; soon, in either case."""
-    start = time.monotonic()
     try:
-        for layer in read(data, folder):
-            if layer.readable:
-                assert layer.values().shape == layer.shape
-                check(layer.values(), layer.axis or 0)
+        with bounded(500_000):
+            for layer in read(data, folder):
+                if layer.readable:
+                    assert layer.values().shape == layer.shape
+                    check(layer.values(), layer.axis or 0)
     except SparsekitError as error:
         assert "model.tflite" in str(error)
-    assert time.monotonic() - start < 5
 
 
 FUZZ = settings(
