@@ -13,6 +13,9 @@ from sparsekit.target import LayerRule, TargetVerdict
 
 _STORED, _PLANNED = "as stored", "after pruning"
 
+# Columns of numbers, to be read by their last digits.
+_FIGURES = frozenset({"weights", "multiply-adds", "layers", "dense", "pruned", "pruned / dense"})
+
 # Longer groups show only the counts that occur.
 _LONGEST_WHOLE_HISTOGRAM = 16
 
@@ -32,6 +35,13 @@ def number(value: float | None, form: Callable[[Any], str] = count, class_: str 
 def percent(value: float | None) -> Markup:
     """The same of a share of 1."""
     return number(value, share)
+
+
+def change(before: float | None, after: float | None, form: Callable[[Any], str] = share) -> Markup:
+    """A number as stored and after pruning."""
+    if not (known(before) or known(after)):
+        return joined(UNKNOWN)
+    return joined(number(before, form), " → ", number(after, form))
 
 
 def density(groups: GroupFacts | None) -> float | None:
@@ -65,7 +75,7 @@ def table(
 
 
 def table_head(columns: Sequence[str]) -> Markup:
-    return element("thead", element("tr", *(element("th", column, scope="col") for column in columns)))
+    return element("thead", element("tr", *(element("th", column, scope="col", class_=_align(column)) for column in columns)))
 
 
 def table_row(columns: Sequence[str], cells: Sequence[str]) -> Markup:
@@ -74,8 +84,15 @@ def table_row(columns: Sequence[str], cells: Sequence[str]) -> Markup:
     return element(
         "tr",
         element("th", first, scope="row"),
-        *(element("td", cell, data_column=column) for column, cell in zip(columns[1:], others, strict=True)),
+        *(
+            element("td", cell, data_column=column, class_=_align(column))
+            for column, cell in zip(columns[1:], others, strict=True)
+        ),
     )
+
+
+def _align(column: str) -> str | None:
+    return "figures" if column in _FIGURES else None
 
 
 def histogram(caption: str, stored: Sequence[int], planned: Sequence[int]) -> Markup:
