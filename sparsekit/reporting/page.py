@@ -158,9 +158,7 @@ def _rules(pruned: Sequence[LayerDecision]) -> Markup:
     if not verdicts:
         return joined()
     standings = Counter(map(standing, verdicts))
-    found = Counter(
-        (outcome, rule.message, rule.source) for verdict in verdicts for outcome, rule in judged(verdict)
-    )
+    found = Counter((outcome, rule.message, rule.source) for verdict in verdicts for outcome, rule in judged(verdict))
     rows = [
         (joined(element("span", outcome, class_="chip"), " ", message), source, number(layers))
         for (outcome, message, source), layers in found.items()
@@ -172,7 +170,9 @@ def _rules(pruned: Sequence[LayerDecision]) -> Markup:
             + ", ".join(f"{count(standings[key])} {key}" for key in sorted(standings))
             + ".",
         ),
-        table("What layers do not meet, or meet only at conversion", ("rule", "source", "layers"), rows) if rows else "",
+        table("What layers do not meet, or meet only at conversion", ("rule", "source", "layers"), rows)
+        if rows
+        else "",
     )
 
 

@@ -8,8 +8,19 @@ from sparsekit.planning import LayerDecision
 from sparsekit.reporting.facts import LayerFacts
 from sparsekit.reporting.markup import Markup, element, joined
 from sparsekit.reporting.numerals import UNKNOWN, count, known, share, short
-from sparsekit.reporting.page_parts import change, density, histogram, judged, multiply_adds, name, number, percent, weights
-from sparsekit.reporting.page_parts import standing as in_words
+from sparsekit.reporting.page_parts import (
+    change,
+    density,
+    histogram,
+    judged,
+    multiply_adds,
+    name,
+    number,
+    percent,
+    standing,
+    violations,
+    weights,
+)
 from sparsekit.reporting.pictures import bar, mask_picture
 
 _COLUMNS = ("layer", "density", "retained |w|", "multiply-adds", "decision")
@@ -31,7 +42,12 @@ def layer_list(layers: Sequence[LayerFacts]) -> Markup:
             element("span", "Open a layer for its groups and a corner of its mask."),
             class_="legend muted",
         ),
-        element("div", *(element("span", column, class_="figures" if column == "multiply-adds" else None) for column in _COLUMNS), class_="columns", aria_hidden="true"),
+        element(
+            "div",
+            *(element("span", column, class_="figures" if column == "multiply-adds" else None) for column in _COLUMNS),
+            class_="columns",
+            aria_hidden="true",
+        ),
         element("ol", *(_layer(place, layer) for place, layer in enumerate(layers)), class_="layers"),
     )
 
@@ -109,7 +125,7 @@ def _decision(decision: LayerDecision) -> Markup:
     if decision.verdict is None:
         return chip
     muted = None if decision.verdict.eligible else "muted"
-    return joined(chip, " ", element("span", in_words(decision.verdict), class_=muted))
+    return joined(chip, " ", element("span", standing(decision.verdict), class_=muted))
 
 
 def _details(layer: LayerFacts) -> Markup:
@@ -132,7 +148,7 @@ def _verdict(decision: LayerDecision) -> Markup:
         for outcome, rule in judged(verdict)
     ]
     return joined(
-        element("p", "On the target: ", element("strong", in_words(verdict)), "."),
+        element("p", "On the target: ", element("strong", standing(verdict)), "."),
         element("ul", *rules, class_="rules") if rules else "",
     )
 
@@ -152,7 +168,7 @@ def _facts(layer: LayerFacts) -> Markup:
         "density": change(density(layer.stored), density(layer.planned)),
         "retained |w|": percent(layer.retained),
         "multiply-adds": multiply_adds(layer),
-        "groups over the pattern": change(*(side and side.violations for side in (layer.stored, layer.planned)), form=count),
+        "groups over the pattern": change(violations(layer.stored), violations(layer.planned), count),
     }
     return element(
         "dl",

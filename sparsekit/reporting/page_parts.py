@@ -48,6 +48,10 @@ def density(groups: GroupFacts | None) -> float | None:
     return groups.density if groups else None
 
 
+def violations(groups: GroupFacts | None) -> int | None:
+    return groups.violations if groups else None
+
+
 def weights(layer: LayerFacts, form: Callable[[int], str] = count) -> Markup:
     return number(layer.weights or None, form)
 
@@ -61,9 +65,7 @@ def layers_in_words(value: int, kind: str = "") -> str:
     return f"{count(value)} {kind}{'layer' if value == 1 else 'layers'}"
 
 
-def table(
-    caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], class_: str | None = None
-) -> Markup:
+def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], class_: str | None = None) -> Markup:
     """A table; the first cell of a row names it."""
     return element(
         "table",
@@ -75,7 +77,9 @@ def table(
 
 
 def table_head(columns: Sequence[str]) -> Markup:
-    return element("thead", element("tr", *(element("th", column, scope="col", class_=_align(column)) for column in columns)))
+    return element(
+        "thead", element("tr", *(element("th", column, scope="col", class_=_align(column)) for column in columns))
+    )
 
 
 def table_row(columns: Sequence[str], cells: Sequence[str]) -> Markup:
@@ -102,7 +106,7 @@ def histogram(caption: str, stored: Sequence[int], planned: Sequence[int]) -> Ma
         caption: of the table.
         stored, planned: the groups with 0, 1, ... m non-zeros; empty where they are not known.
     """
-    counts = range(max(len(stored), len(planned)))
+    counts: Sequence[int] = range(max(len(stored), len(planned)))
     if len(counts) > _LONGEST_WHOLE_HISTOGRAM + 1:
         counts = [nonzeros for nonzeros in counts if any(side and side[nonzeros] for side in (stored, planned))]
     rows = [

@@ -8,7 +8,7 @@ import numpy as np
 from sparsekit.pattern import Pattern
 from sparsekit.planning import LayerDecision, Plan
 from sparsekit.reporting.facts import Estimate, GroupFacts, LayerFacts, Report
-from sparsekit.target import LayerRule, TargetProfile, TargetVerdict
+from sparsekit.target import LayerRule, TargetProfile
 
 HOSTILE_NAMES = (
     "<script>alert(1)</script>",
@@ -170,7 +170,9 @@ def odd_cases() -> Report:
         unread, stored=None, planned=None, retained=None, mask=(), note="the weights of a live graph are in its session"
     )
     not_found = LayerFacts(
-        LayerDecision("lookup/MatMul", "MatMul", "skip", "weight-dynamic", "lookup/MatMul: no stored weight was found."),
+        LayerDecision(
+            "lookup/MatMul", "MatMul", "skip", "weight-dynamic", "lookup/MatMul: no stored weight was found."
+        ),
         note="no weight was found",
     )
     zeros = attrs.evolve(
@@ -247,5 +249,3 @@ ALL = {
 def _scaled(groups: GroupFacts, factor: float) -> GroupFacts:
     histogram = tuple(int(number * factor) for number in groups.histogram)
     return GroupFacts(groups.density, histogram, int(groups.violations * factor))
-
-
