@@ -5,9 +5,11 @@ from __future__ import annotations
 import html
 import re
 
-# What HTML and XML cannot hold: control characters but for tab and newline, lone surrogates (of file names that are
-# not UTF-8), noncharacters.
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef]|[\ufffe\uffff]")
+# Shown as escapes: what HTML and XML cannot hold (control characters but for tab and newline, lone surrogates of file
+# names that are not UTF-8, noncharacters), and what turns the direction of the text that follows.
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff\u202a-\u202e\u2066-\u2069]"
+)
 _VOID = frozenset({"meta"})
 
 
@@ -41,4 +43,4 @@ def joined(*parts: str) -> Markup:
 
 
 def _escaped(text: str) -> str:
-    return html.escape(_UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text))
+    return html.escape(_UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))

@@ -29,9 +29,11 @@ def short(value: int) -> str:
 
 
 def share(value: float | None) -> str:
-    """A share of 1 as a percentage; what is not all or nothing never reads so."""
+    """A share of 1 as a percentage; only none and all read 0% and 100%."""
     if value is None or not known(value):
         return UNKNOWN
+    if value in (0, 1):
+        return f"{value:.0%}"
     if 0 < value < 0.0005:
         return "<0.1%"
     if 0.9995 <= value < 1:

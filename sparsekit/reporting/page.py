@@ -15,6 +15,7 @@ from sparsekit.reporting.markup import Markup, element, joined
 from sparsekit.reporting.numerals import count, quantity, ratio, short
 from sparsekit.reporting.page_layers import anchor, layer_list
 from sparsekit.reporting.page_parts import (
+    change,
     histogram,
     judged,
     layers_in_words,
@@ -92,7 +93,7 @@ def _tiles(report: Report) -> Markup:
         _covered("Weights covered", totals.weights_pruned, totals.weights),
         _tile(
             "Density",
-            joined(percent(totals.density), " → ", percent(totals.density_planned)),
+            change(totals.density, totals.density_planned),
             "of all weights found, as stored and after pruning",
         ),
         _covered(
@@ -169,7 +170,9 @@ def _rules(pruned: Sequence[LayerDecision]) -> Markup:
             + ", ".join(f"{count(standings[key])} {key}" for key in sorted(standings))
             + ".",
         ),
-        table("What it asks of layers", ("rule", "source", "layers"), rows) if rows else "",
+        table("What layers do not meet, or meet only at conversion", ("rule", "source", "layers"), rows)
+        if rows
+        else "",
     )
 
 
@@ -202,11 +205,11 @@ def _groups(layers: Sequence[LayerFacts]) -> Markup:
         return joined()
     stored, planned = _added(layer.stored for layer in layers), _added(layer.planned for layer in layers)
     read = sum(bool(layer.stored or layer.planned) for layer in layers)
+    over = f"all {count(read)} layers" if read == len(layers) else f"the {count(read)} of {len(layers):,} layers read"
     return joined(
         element(
             "p",
-            f"How many weights of a group are not zero, over the {count(read)} of {layers_in_words(len(layers))} whose "
-            "weights could be read, those left dense included."
+            f"How many weights of a group are not zero, over {over}, those left dense included."
             if read
             else "Not known: no weight could be read.",
             class_="muted",

@@ -8,8 +8,19 @@ from sparsekit.planning import LayerDecision
 from sparsekit.reporting.facts import LayerFacts
 from sparsekit.reporting.markup import Markup, element, joined
 from sparsekit.reporting.numerals import UNKNOWN, count, known, share, short
-from sparsekit.reporting.page_parts import density, histogram, judged, multiply_adds, name, number, percent, weights
-from sparsekit.reporting.page_parts import standing as in_words
+from sparsekit.reporting.page_parts import (
+    change,
+    density,
+    histogram,
+    judged,
+    multiply_adds,
+    name,
+    number,
+    percent,
+    standing,
+    violations,
+    weights,
+)
 from sparsekit.reporting.pictures import bar, mask_picture
 
 _COLUMNS = ("layer", "density", "retained |w|", "multiply-adds", "decision")
@@ -31,7 +42,12 @@ def layer_list(layers: Sequence[LayerFacts]) -> Markup:
             element("span", "Open a layer for its groups and a corner of its mask."),
             class_="legend muted",
         ),
-        element("div", *(element("span", column) for column in _COLUMNS), class_="columns", aria_hidden="true"),
+        element(
+            "div",
+            *(element("span", column, class_="figures" if column == "multiply-adds" else None) for column in _COLUMNS),
+            class_="columns",
+            aria_hidden="true",
+        ),
         element("ol", *(_layer(place, layer) for place, layer in enumerate(layers)), class_="layers"),
     )
 
@@ -57,7 +73,7 @@ def _layer(place: int, layer: LayerFacts) -> Markup:
                 ),
                 _cell("density", _density_bar(layer)),
                 _cell("retained |w|", _retained_bar(layer)),
-                _cell("multiply-adds", multiply_adds(layer, short)),
+                _cell("multiply-adds", multiply_adds(layer, short), "figures"),
                 _cell("decision", _decision(decision)),
             ),
             element("div", _details(layer), class_="details"),
@@ -67,9 +83,9 @@ def _layer(place: int, layer: LayerFacts) -> Markup:
     )
 
 
-def _cell(label: str, content: Markup) -> Markup:
+def _cell(label: str, content: Markup, kind: str = "") -> Markup:
     """Named by the head of its column on a wide screen, by its own label on a narrow one."""
-    return element("span", element("span", label, class_="label"), " ", content, class_="cell")
+    return element("span", element("span", label, class_="label"), " ", content, class_=f"cell {kind}".rstrip())
 
 
 def _density_bar(layer: LayerFacts) -> Markup:
@@ -109,7 +125,7 @@ def _decision(decision: LayerDecision) -> Markup:
     if decision.verdict is None:
         return chip
     muted = None if decision.verdict.eligible else "muted"
-    return joined(chip, " ", element("span", in_words(decision.verdict), class_=muted))
+    return joined(chip, " ", element("span", standing(decision.verdict), class_=muted))
 
 
 def _details(layer: LayerFacts) -> Markup:
@@ -132,7 +148,7 @@ def _verdict(decision: LayerDecision) -> Markup:
         for outcome, rule in judged(verdict)
     ]
     return joined(
-        element("p", "On the target: ", element("strong", in_words(verdict)), "."),
+        element("p", "On the target: ", element("strong", standing(verdict)), "."),
         element("ul", *rules, class_="rules") if rules else "",
     )
 
@@ -149,12 +165,10 @@ def _facts(layer: LayerFacts) -> Markup:
         "pattern": str(decision.pattern) if decision.pattern else UNKNOWN,
         "criterion": decision.criterion or UNKNOWN,
         "weights": weights(layer),
-        "density": joined(percent(density(layer.stored)), " → ", percent(density(layer.planned))),
+        "density": change(density(layer.stored), density(layer.planned)),
         "retained |w|": percent(layer.retained),
         "multiply-adds": multiply_adds(layer),
-        "groups over the pattern": joined(
-            number(layer.stored and layer.stored.violations), " → ", number(layer.planned and layer.planned.violations)
-        ),
+        "groups over the pattern": change(violations(layer.stored), violations(layer.planned), count),
     }
     return element(
         "dl",

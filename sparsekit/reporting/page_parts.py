@@ -13,6 +13,9 @@ from sparsekit.target import LayerRule, TargetVerdict
 
 _STORED, _PLANNED = "as stored", "after pruning"
 
+# Columns of numbers, to be read by their last digits.
+_FIGURES = frozenset({"weights", "multiply-adds", "layers", "dense", "pruned", "pruned / dense"})
+
 # Longer groups show only the counts that occur.
 _LONGEST_WHOLE_HISTOGRAM = 16
 
@@ -34,8 +37,19 @@ def percent(value: float | None) -> Markup:
     return number(value, share)
 
 
+def change(before: float | None, after: float | None, form: Callable[[Any], str] = share) -> Markup:
+    """A number as stored and after pruning."""
+    if not (known(before) or known(after)):
+        return joined(UNKNOWN)
+    return joined(number(before, form), " → ", number(after, form))
+
+
 def density(groups: GroupFacts | None) -> float | None:
     return groups.density if groups else None
+
+
+def violations(groups: GroupFacts | None) -> int | None:
+    return groups.violations if groups else None
 
 
 def weights(layer: LayerFacts, form: Callable[[int], str] = count) -> Markup:
@@ -63,7 +77,9 @@ def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], c
 
 
 def table_head(columns: Sequence[str]) -> Markup:
-    return element("thead", element("tr", *(element("th", column, scope="col") for column in columns)))
+    return element(
+        "thead", element("tr", *(element("th", column, scope="col", class_=_align(column)) for column in columns))
+    )
 
 
 def table_row(columns: Sequence[str], cells: Sequence[str]) -> Markup:
@@ -72,8 +88,15 @@ def table_row(columns: Sequence[str], cells: Sequence[str]) -> Markup:
     return element(
         "tr",
         element("th", first, scope="row"),
-        *(element("td", cell, data_column=column) for column, cell in zip(columns[1:], others, strict=True)),
+        *(
+            element("td", cell, data_column=column, class_=_align(column))
+            for column, cell in zip(columns[1:], others, strict=True)
+        ),
     )
+
+
+def _align(column: str) -> str | None:
+    return "figures" if column in _FIGURES else None
 
 
 def histogram(caption: str, stored: Sequence[int], planned: Sequence[int]) -> Markup:
@@ -83,7 +106,7 @@ def histogram(caption: str, stored: Sequence[int], planned: Sequence[int]) -> Ma
         caption: of the table.
         stored, planned: the groups with 0, 1, ... m non-zeros; empty where they are not known.
     """
-    counts = range(max(len(stored), len(planned)))
+    counts: Sequence[int] = range(max(len(stored), len(planned)))
     if len(counts) > _LONGEST_WHOLE_HISTOGRAM + 1:
         counts = [nonzeros for nonzeros in counts if any(side and side[nonzeros] for side in (stored, planned))]
     rows = [

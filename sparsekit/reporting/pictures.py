@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sparsekit.reporting.markup import Markup, element
 
 # Of a mask's picture, in its own units: a cell, its distance to the next, and what is added between groups.
-_CELL, _PITCH, _GROUP_GAP = 8, 10, 6
+_CELL, _PITCH, _GROUP_GAP = 10, 12, 7
 
 
 def bar(label: str, *parts: tuple[str, float | None]) -> Markup:
