@@ -43,12 +43,11 @@ from sparsekit.artefact.deployed import (
     Weight,
     checked_shape,
     decode,
-    read_whole,
-    size_of,
     stored_size,
     uniquely_named,
 )
 from sparsekit.errors import ModelError, SparsekitError
+from sparsekit.reading import read_whole, size_of
 
 Key: TypeAlias = tuple[int, str]
 """A value: (the scope that defines it, its name there)."""

@@ -37,11 +37,11 @@ from sparsekit.artefact.deployed import (
     Weight,
     checked_shape,
     decode,
-    read_whole,
     stored_size,
     uniquely_named,
 )
 from sparsekit.errors import ModelError
+from sparsekit.reading import read_whole
 
 Key: TypeAlias = tuple[int, int]
 """A tensor: (subgraph, index in it)."""
