@@ -127,7 +127,7 @@ def _serve() -> None:
     import tensorflow  # noqa: F401
 
     import sparsekit.artefact.tflite
-    import sparsekit.reporting.text
+    import sparsekit.reporting.text  # noqa: F401
     from sparsekit.plugins import default_registry
 
     default_registry()

@@ -629,6 +629,7 @@ class _Interpretation:
             value = node.attribute("value")
             numbers = _numbers(node)
             if numbers is not None:
+                self._allowance.spend(numbers.shape)
                 return Weight(self._where(key), key[1], (key,), numbers.dtype.name, numbers.shape, lambda: numbers)
             tensor = value.t if value is not None and value.HasField("t") else None
         if tensor is None:

@@ -121,7 +121,7 @@ def _check_constant(node: Any, source: str) -> None:
         raise _error(source, node, "is a constant without a value")
     tensor = node.attr["value"].tensor
     declared = node.attr["dtype"].type if "dtype" in node.attr else tensor.dtype
-    if declared != tensor.dtype:
+    if declared in _DTYPES and declared != tensor.dtype:
         raise _error(source, node, f"holds values of dtype {tensor.dtype}", f"{declared}, as it says")
     shape = [dim.size for dim in tensor.tensor_shape.dim]
     if tensor.tensor_shape.unknown_rank or len(shape) > _MAX_RANK or (shape and min(shape) < 0):

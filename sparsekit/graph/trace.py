@@ -239,7 +239,7 @@ class Tracer:
         at = _numbers(axis.node)
         if at is None or len(at) != 1 or not 0 < len(parts) <= _MAX_PARTS:
             return None
-        leaves = []
+        leaves: list[Node] = []
         for part in parts:
             node = self._before_identities(part.node)
             read = None if node.op == "ConcatV2" else self.read(part)
