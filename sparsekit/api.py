@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from sparsekit.artefact.graph_def import is_graph_def, load_graph_def, save
@@ -11,6 +12,7 @@ from sparsekit.artefact.model import Model, open_model, read_deployed
 from sparsekit.config import PruneConfig
 from sparsekit.config_files import load_config
 from sparsekit.deployed_plan import plan_deployed
+from sparsekit.errors import ModelError
 from sparsekit.graph.forward import forward_nodes, output_names
 from sparsekit.graph.node import ProtoGraph
 from sparsekit.live import plan_live, prune_live
@@ -90,7 +92,9 @@ def report(
         deployed_plan = plan_deployed(deployed, config, chosen.profile if chosen else None)
         return Report(source, deployed_plan, gather_deployed(deployed_plan, deployed), tuple(estimates))
     planning, opened, _ = _decide(model, cfg, outputs, target)
-    return Report(source, planning.plan, gather(planning, opened, default_registry()), tuple(estimates))
+    with _naming(model):
+        facts = gather(planning, opened, default_registry())
+    return Report(source, planning.plan, facts, tuple(estimates))
 
 
 def prune(
@@ -137,7 +141,8 @@ def prune(
     warn_or_refuse(chosen, registry.profiles, patterns=sorted(patterns), strict=strict_target)
     if opened is None:
         return prune_live(model, planning, registry, record)
-    pruned = prune_model(opened, planning.layers, registry)
+    with _naming(model):
+        pruned = prune_model(opened, planning.layers, registry)
     if record is not None:
         write_whole(record, Record.of(planning.plan).to_text().encode())
     return PruneResult(planning.plan, model=pruned)
@@ -154,8 +159,20 @@ def _decide(
     if not (isinstance(model, (str, os.PathLike)) or is_graph_def(model)):
         return plan_live(model, config, names, registry, profile), None, chosen
     opened = open_model(model)
-    planning = make_plan(opened.view, config, names or opened.outputs, registry, profile, opened.obstacle)
+    with _naming(model):
+        planning = make_plan(opened.view, config, names or opened.outputs, registry, profile, opened.obstacle)
     return planning, opened, chosen
+
+
+@contextmanager
+def _naming(model: Any) -> Iterator[None]:
+    """Errors about a node of a model name its file, too."""
+    try:
+        yield
+    except ModelError as error:
+        if isinstance(model, (str, os.PathLike)) and os.fsdecode(model) not in error.where:
+            error.where = f"{os.fsdecode(model)}: {error.where}"
+        raise
 
 
 def _settings(cfg: Config, target: str | None) -> tuple[PruneConfig, ChosenTarget | None]:
@@ -185,7 +202,9 @@ def strip(masked: Any, *, record: Path | None = None, outputs: Any = None) -> An
     names = output_names(outputs)
     if names is not None:
         forward_nodes(ProtoGraph(graph_def), names)
-    return strip_masks(graph_def, default_registry(), _record(record), names)
+    read = _record(record)
+    with _naming(masked):
+        return strip_masks(graph_def, default_registry(), read, names)
 
 
 def verify(
@@ -220,14 +239,9 @@ def verify(
     deployed = read_deployed(model)
     if deployed is not None:
         return verify_deployed(deployed, config, profile)
-    return verify_model(
-        open_model(model),
-        default_registry(),
-        record=_record(record),
-        config=config,
-        outputs=output_names(outputs),
-        target=profile,
-    )
+    opened, read, names = open_model(model), _record(record), output_names(outputs)
+    with _naming(model):
+        return verify_model(opened, default_registry(), record=read, config=config, outputs=names, target=profile)
 
 
 def _record(path: Path | None) -> Record | None:

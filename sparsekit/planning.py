@@ -227,7 +227,8 @@ def make_plan(
     for node in candidates:
         use = _examine(node, config, registry, tracer, skipped_heads, stored_obstacle)
         groups[use.site.source.key if use.site else node].append(use)
-    decided = [_decide(uses, forward, tracer, target) for uses in groups.values()]
+    steps = _Steps()
+    decided = [_decide(uses, forward, tracer, target, steps) for uses in groups.values()]
     return Planning(
         plan=Plan(
             tuple(decision for decision, _ in decided),
@@ -334,18 +335,22 @@ def _locate(node: Node, handler: OpHandler, tracer: Tracer) -> WeightSite | Untr
     """The op's static weight; where there is none, why its usual place holds none."""
     obstacle: Untraceable | None = None
     for weight_input, axis in handler.weight_sites(node):
-        try:
-            source = tracer.trace(node, weight_input, axis)
-        except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
-            # Constants that lay a weight out are read on the way; in a damaged model they can be anything.
-            if isinstance(node.root, LiveGraph):
-                raise
-            found = f"the way to its weight makes no sense ({type(error).__name__}: {error})"
-            raise ModelError(found, where=node.path, hint="The model is damaged; write it again.") from error
+        source = _traced(node, weight_input, axis, tracer)
         if not isinstance(source, Untraceable):
             return WeightSite(node, weight_input, source)
         obstacle = obstacle or source
     return obstacle or Untraceable("weight-missing", "its handler names no place for a weight")
+
+
+def _traced(node: Node, weight_input: int, axis: int, tracer: Tracer) -> WeightSource | Untraceable:
+    try:
+        return tracer.trace(node, weight_input, axis)
+    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+        # Constants that lay a weight out are read on the way; in a damaged model they can be anything.
+        if isinstance(node.root, LiveGraph):
+            raise
+        found = f"the way to its weight makes no sense ({type(error).__name__}: {error})"
+        raise ModelError(found, where=node.path, hint="The model is damaged; write it again.") from error
 
 
 def _is_product_of_weights(site: WeightSite, tracer: Tracer) -> bool:
@@ -353,7 +358,7 @@ def _is_product_of_weights(site: WeightSite, tracer: Tracer) -> bool:
 
     What is constant in a live graph, or in one without inputs, may stand for data; else it was a variable.
     """
-    others = [tracer.trace(site.node, i, 0) for i in range(len(site.node.inputs)) if i != site.input]
+    others = [_traced(site.node, i, 0, tracer) for i in range(len(site.node.inputs)) if i != site.input]
     found = [other for other in others if not isinstance(other, Untraceable) and len(other.shape) > 1]
     if not found or any(other.leaves[0].op != "Const" for other in found):
         return bool(found)
@@ -408,8 +413,28 @@ def too_short(shape: tuple[int, ...], axis: int, pattern: Pattern) -> tuple[str,
     )
 
 
+class _Steps:
+    """Counts the readers of weights that are looked at: in a hostile model all weights may share very many.
+
+    A network of 100,000 layers takes some per layer.
+    """
+
+    _left = 5_000_000
+
+    def take(self, layer: Node) -> None:
+        """Count one more.
+
+        Raises:
+            ModelError: it is one too many.
+        """
+        self._left -= 1
+        if self._left < 0:
+            found = "the ops that read its weight are read by too many others, and other layers' too"
+            raise ModelError(found, where=layer.path, expected="layers with weights of their own")
+
+
 def _decide(
-    uses: list[_Use], forward: set[Node], tracer: Tracer, target: TargetProfile | None
+    uses: list[_Use], forward: set[Node], tracer: Tracer, target: TargetProfile | None, steps: _Steps
 ) -> tuple[LayerDecision, list[_Use]]:
     """One decision for all ops that use a weight."""
     first = uses[0]
@@ -417,7 +442,7 @@ def _decide(
     if len(uses) > 1:
         reason, message = _shared_obstacle(uses)
     if not reason and first.site:
-        reason, message = _other_reader(uses, forward, tracer)
+        reason, message = _other_reader(uses, forward, tracer, steps)
     source = first.site.source if first.site else None
     decision = LayerDecision(
         name=first.node.path,
@@ -468,7 +493,7 @@ def _shared_obstacle(uses: list[_Use]) -> tuple[str, str]:
     return "", ""
 
 
-def _other_reader(uses: list[_Use], forward: set[Node], tracer: Tracer) -> tuple[str, str]:
+def _other_reader(uses: list[_Use], forward: set[Node], tracer: Tracer, steps: _Steps) -> tuple[str, str]:
     """A reader in the forward graph that would be changed together with the layer but has no mask of its own.
 
     Scalars made of weights alone (a regularizer's loss), what has no result (a saver) and what writes a variable (a
@@ -479,16 +504,19 @@ def _other_reader(uses: list[_Use], forward: set[Node], tracer: Tracer) -> tuple
     # Outputs that hold the weight or something made of it alone: (node, index of the output, None for all).
     pending: list[tuple[Node, int | None]] = [(leaf, None) for leaf in leaves]
     seen = set(pending)
+    weights = set(leaves)
 
     def follow(*outputs: tuple[Node, int | None]) -> None:
         pending.extend(output for output in outputs if output not in seen)
         seen.update(outputs)
+        weights.update(node for node, _ in outputs)
 
     while pending:
         node, output = pending.pop()
         if isinstance(node.view, FunctionView):
-            follow(*((node.view.call, i) for i, edge in enumerate(node.view.results()) if edge.node is node))
+            follow(*((node.view.call, i) for i in node.view.returned_as(node)))
         for reader, index in node.view.readers(node):
+            steps.take(uses[0].node)
             outside = not isinstance(reader.view, FunctionView)
             if reader in settled or (outside and reader not in forward):
                 continue
@@ -501,7 +529,7 @@ def _other_reader(uses: list[_Use], forward: set[Node], tracer: Tracer) -> tuple
                 follow((reader, None))
             elif reader.output_rank == 0:
                 continue
-            elif not _meets_data(reader, {node for node, _ in seen}, tracer):
+            elif not _meets_data(reader, weights, tracer):
                 follow((reader, None))
             else:
                 return (

@@ -1,15 +1,17 @@
-"""Text files that a user named."""
+"""Files that a user named: text, and models, of which nobody knows what they are."""
 
 from __future__ import annotations
 
+import os
 import reprlib
+import stat
 from pathlib import Path
 
-from sparsekit.errors import MissingFileError, SparsekitError
+from sparsekit.errors import MissingFileError, ModelError, SparsekitError
 
 
 def read_text(path: Path, error: type[SparsekitError]) -> str:
-    """The text of a file that a user named.
+    """The text of a regular file: a pipe or a device might never end.
 
     Args:
         path: the file.
@@ -20,6 +22,9 @@ def read_text(path: Path, error: type[SparsekitError]) -> str:
         SparsekitError: of class ``error``: a folder, a file that may not be read, or one that is not UTF-8.
     """
     try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise error("this is no regular file", where=str(path), expected="a text file")
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise MissingFileError("there is no such file", where=str(path)) from None
@@ -34,3 +39,46 @@ def read_text(path: Path, error: type[SparsekitError]) -> str:
         line = raw.count(b"\n", 0, reason.start) + 1
         found = f"the byte 0x{raw[reason.start]:02x} is not UTF-8"
         raise error(found, where=f"{path}:{line}", hint="Save the file as UTF-8 text.") from reason
+
+
+def read_whole(path: str | os.PathLike[str], expected: str, hint: str = "") -> bytes:
+    """The bytes of a regular file of a model: a pipe or a device might never end.
+
+    Args:
+        path: the file.
+        expected: what it should have been, for messages.
+        hint: the next step where it is something else.
+
+    Raises:
+        MissingFileError: there is no such file.
+        ModelError: a folder, a device, an empty file, or one that may not be read.
+    """
+    source = os.fsdecode(path)
+    size_of(source, expected, hint)
+    try:
+        data = Path(source).read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot be read ({error.strerror})", where=source, expected=expected) from error
+    if not data:
+        raise ModelError("is empty", where=source, expected=expected, hint="Write it again: it may have been cut off.")
+    return data
+
+
+def size_of(source: str, expected: str, hint: str = "") -> int:
+    """How many bytes a regular file has.
+
+    Raises:
+        MissingFileError: there is no such file.
+        ModelError: it is no regular file.
+    """
+    try:
+        status = os.stat(source)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingFileError("there is no such file", where=source, expected=expected) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ModelError(f"cannot be read ({reason})", where=repr(source), expected=expected) from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        raise ModelError(f"is {kind}", where=source, expected=expected, hint=hint)
+    return status.st_size

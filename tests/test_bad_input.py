@@ -452,7 +452,8 @@ def through_saving(error: type[SparsekitError], where: str, says: str, model: An
     refused(error, where, says, lambda: sparsekit.strip(model, record=record))
     if not isinstance(model, str):
         Path("bad.pb").write_bytes(model.SerializeToString())
-        where = where.replace("the graph", r"bad\.pb")
+        where = where.replace("the graph: ", "")
+        where = rf"(bad\.pb: )?({where})"
         model = "bad.pb"
     call = lambda: amct.save_prune_retrain_model(model, ["logits"], record, "./result/model")  # noqa: E731
     refused(error, where, says, call)

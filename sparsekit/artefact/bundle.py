@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from tensorflow.core.protobuf import tensor_bundle_pb2
 
 from sparsekit.errors import MissingFileError, ModelError, SaveError, near_matches
+from sparsekit.reading import size_of
 
 Array: TypeAlias = NDArray[Any]
 
@@ -588,8 +589,7 @@ def _masked(crc: int) -> int:
 
 
 def _length(path: Path) -> int:
-    with _readable(path):
-        return os.stat(path).st_size
+    return size_of(str(path), "a file of the variables")
 
 
 @contextlib.contextmanager

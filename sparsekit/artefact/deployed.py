@@ -8,10 +8,7 @@ weight while it is traced, and the bytes behind it, none of which is trusted.
 from __future__ import annotations
 
 import math
-import os
-import stat
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import attrs
@@ -19,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from sparsekit.errors import MissingFileError, ModelError
+from sparsekit.errors import ModelError
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -246,48 +243,6 @@ class Allowance:
 
 
 # --- bytes, which nobody vouches for ---------------------------------------------------------------------
-
-
-def read_whole(path: str | os.PathLike[str], expected: str) -> bytes:
-    """The bytes of a regular file: a pipe or a device would never end.
-
-    Args:
-        path: the file.
-        expected: what it should have been, for messages.
-
-    Raises:
-        MissingFileError: there is no such file.
-        ModelError: a folder, a device, an empty file, or one that may not be read.
-    """
-    source = os.fsdecode(path)
-    size_of(source, expected)
-    try:
-        data = Path(source).read_bytes()
-    except OSError as error:
-        raise ModelError(f"cannot be read ({error.strerror})", where=source, expected=expected) from error
-    if not data:
-        raise ModelError("is empty", where=source, expected=expected, hint="Write it again: it may have been cut off.")
-    return data
-
-
-def size_of(source: str, expected: str) -> int:
-    """How many bytes a regular file has.
-
-    Raises:
-        MissingFileError: there is no such file.
-        ModelError: it is no regular file.
-    """
-    try:
-        status = os.stat(source)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingFileError("there is no such file", where=source, expected=expected) from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ModelError(f"cannot be read ({reason})", where=repr(source), expected=expected) from error
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-        raise ModelError(f"is {kind}", where=source, expected=expected)
-    return status.st_size
 
 
 def checked_shape(dims: Iterable[int], where: str) -> tuple[int, ...]:

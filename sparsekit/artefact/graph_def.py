@@ -12,7 +12,8 @@ from tensorflow.core.framework import graph_pb2
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from sparsekit.artefact.well_formed import check_graph_def
-from sparsekit.errors import MissingFileError, ModelError, SaveError
+from sparsekit.errors import ModelError, SaveError
+from sparsekit.reading import read_whole
 from sparsekit.writing import write_whole
 
 TEXT_SUFFIX = ".pbtxt"
@@ -38,7 +39,7 @@ def load_graph_def(model: Any) -> Any:
             raise ModelError("holds no nodes", where=source, expected="a frozen GraphDef", hint=_FREEZE)
     elif isinstance(model, (str, os.PathLike)):
         source = os.fsdecode(model)
-        graph_def = _parse(_read(source), source)
+        graph_def = _parse(read_whole(source, _A_PB, _FREEZE), source)
     else:
         raise ModelError(
             f"got {type(model).__name__}",
@@ -48,18 +49,6 @@ def load_graph_def(model: Any) -> Any:
         )
     check_graph_def(graph_def, source)
     return graph_def
-
-
-def _read(source: str) -> bytes:
-    try:
-        return Path(source).read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingFileError("there is no such file", where=source, expected=_A_PB) from error
-    except IsADirectoryError as error:
-        raise ModelError("is a folder", where=source, expected=_A_PB, hint=_FREEZE) from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ModelError(f"cannot be read ({reason})", where=repr(source), expected=_A_PB) from error
 
 
 def _parse(data: bytes, source: str) -> Any:

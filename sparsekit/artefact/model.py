@@ -23,6 +23,7 @@ from sparsekit.artefact.saved_model import MetaGraph, SavedModel, VariableKeys
 from sparsekit.errors import ModelError, SaveError
 from sparsekit.graph.node import Node, ProtoGraph
 from sparsekit.graph.trace import Read
+from sparsekit.reading import size_of
 from sparsekit.writing import staged_folder
 
 Array: TypeAlias = NDArray[Any]
@@ -30,6 +31,7 @@ Change: TypeAlias = tuple[Read, Callable[[Array], Array]]
 """A stored weight, and what becomes of its value."""
 
 
+_NO_NUMBERS = (None, "string", "resource", "variant")
 _GRAPH_FILES = {"saved_model.pb", "saved_model.pbtxt"}
 _OF_A_SAVED_MODEL = _GRAPH_FILES | {
     "fingerprint.pb",
@@ -151,7 +153,9 @@ class FrozenGraph(Model):
 
     def obstacle(self, read: Read) -> str:
         variable = next((leaf for leaf in read.leaves if leaf.op != "Const"), None)
-        return f"its weight '{variable.path}' is a variable; freeze the graph first" if variable else ""
+        if variable:
+            return f"its weight '{variable.path}' is a variable; freeze the graph first"
+        return _no_numbers(read)
 
     def values(self, read: Read) -> Iterator[tuple[str, Array]]:
         value = read.value()
@@ -215,7 +219,7 @@ class SavedModelFolder(Model):
                 return f"where its weight '{leaf.path}' is stored is not certain: {why}"
             if len(read.leaves) > 1 and len(keys.keys) > 1:
                 return f"the parts of its weight '{leaf.path}' are stored in several copies"
-        return ""
+        return _no_numbers(read)
 
     def values(self, read: Read) -> Iterator[tuple[str, Array]]:
         obstacle = self.obstacle(read)
@@ -261,6 +265,7 @@ class SavedModelFolder(Model):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         _refuse_destination(Path(path), self._saved_model.folder)
+        _check_copyable(self._saved_model.folder)
         with staged_folder(path) as copy:
             # Links are followed, since the copy is written to.
             shutil.copytree(self._saved_model.folder, copy, dirs_exist_ok=True)
@@ -305,6 +310,33 @@ class SavedModelFolder(Model):
         index = self._saved_model.meta_graphs.index(self._meta_graph)
         proto.meta_graphs[index].graph_def.CopyFrom(rewritten(self.graph_def, edits))
         (copy / self._saved_model.file.name).write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _no_numbers(read: Read) -> str:
+    """Why a weight is no array of numbers, "" if it is."""
+    dtype = read.leaves[0].attr("dtype")
+    return f"its weight '{read.leaves[0].path}' holds no numbers ({dtype})" if dtype in _NO_NUMBERS else ""
+
+
+def _check_copyable(folder: Path) -> None:
+    """Links are followed where a SavedModel is copied; they must not lead to much, nor to what never ends.
+
+    Raises:
+        ModelError: a folder is there twice (a link that leads back, say), or what is neither folder nor file.
+    """
+    seen: set[str] = set()
+    waiting = [folder]
+    while waiting:
+        inside = waiting.pop()
+        real = os.path.realpath(inside)
+        if real in seen:
+            raise ModelError("is a folder that links lead to twice", where=str(inside), expected="a SavedModel")
+        seen.add(real)
+        for path in inside.iterdir():
+            if path.is_dir():
+                waiting.append(path)
+            else:
+                size_of(str(path), "a file of a SavedModel")
 
 
 def _refuse_destination(path: Path, source: Path) -> None:

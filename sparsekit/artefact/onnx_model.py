@@ -43,12 +43,11 @@ from sparsekit.artefact.deployed import (
     Weight,
     checked_shape,
     decode,
-    read_whole,
-    size_of,
     stored_size,
     uniquely_named,
 )
 from sparsekit.errors import ModelError, SparsekitError
+from sparsekit.reading import read_whole, size_of
 
 Key: TypeAlias = tuple[int, str]
 """A value: (the scope that defines it, its name there)."""
@@ -635,6 +634,7 @@ class _Interpretation:
             value = node.attribute("value")
             numbers = _numbers(node)
             if numbers is not None:
+                self._allowance.spend(numbers.shape)
                 return Weight(self._where(key), key[1], (key,), numbers.dtype.name, numbers.shape, lambda: numbers)
             tensor = value.t if value is not None and value.HasField("t") else None
         if tensor is None:

@@ -28,6 +28,7 @@ from sparsekit.artefact.bundle import Bundle
 from sparsekit.artefact.well_formed import check_graph_def
 from sparsekit.errors import MissingFileError, ModelError
 from sparsekit.graph.node import ArgumentNode, Edge, FunctionView, Node, ProtoGraph, ProtoNode
+from sparsekit.reading import read_whole
 
 _T = TypeVar("_T")
 
@@ -228,15 +229,11 @@ def _parse(file: Path) -> Any:
     """The SavedModel in a file. It has a graph."""
     proto = saved_model_pb2.SavedModel()
     try:
-        data = file.read_bytes()
+        data = read_whole(file, "a SavedModel")
         if file.suffix == ".pbtxt":
             text_format.Parse(data.decode("utf-8"), proto)
         else:
             proto.ParseFromString(data)
-    except FileNotFoundError as error:
-        raise MissingFileError("there is no such file", where=str(file)) from error
-    except OSError as error:
-        raise ModelError(f"cannot be read ({error.strerror or error})", where=str(file)) from error
     except (DecodeError, text_format.ParseError, UnicodeDecodeError, RecursionError) as error:
         raise ModelError(_what_else(data), where=str(file), expected="a SavedModel") from error
     if not proto.meta_graphs or not any(meta_graph.graph_def.node for meta_graph in proto.meta_graphs):
@@ -247,8 +244,6 @@ def _parse(file: Path) -> Any:
 
 def _what_else(data: bytes) -> str:
     """What a file is that is no SavedModel with a graph."""
-    if not data:
-        return "is empty"
     graph_def = graph_pb2.GraphDef()
     try:
         graph_def.ParseFromString(data)

@@ -37,15 +37,17 @@ from sparsekit.artefact.deployed import (
     Weight,
     checked_shape,
     decode,
-    read_whole,
     stored_size,
     uniquely_named,
 )
 from sparsekit.errors import ModelError
+from sparsekit.reading import read_whole
 
 Key: TypeAlias = tuple[int, int]
 """A tensor: (subgraph, index in it)."""
 
+# Names go into messages and tables, several times a layer; fused operators' are joined.
+_MAX_NAME = 1 << 16
 _A_TFLITE = "a TensorFlow Lite model (.tflite)"
 _DAMAGED = "The file is damaged or was cut off; write it again."
 _IDENTIFIER = b"TFL3"
@@ -220,10 +222,10 @@ class _Parser:
             code = max(table.BuiltinCode(), table.DeprecatedBuiltinCode())
             name = _OP_NAMES.get(code, f"CUSTOM {code}")
             custom = table.CustomCode() if name == "CUSTOM" else None
-        return name if custom is None else f"CUSTOM {_text(custom)}"
+        return name if custom is None else f"CUSTOM {self._text(custom)}"
 
     def _tensor(self, table: Any, part: str, buffers: list[Any]) -> _Tensor:
-        name = _text(table.Name())
+        name = self._text(table.Name())
         part = f"{part} ('{name}')"
         dtype = _DTYPES.get(table.Type(), f"type {table.Type()}")
         shape = checked_shape(self._vector(table.ShapeAsNumpy), f"{self._source}: {part}")
@@ -319,6 +321,14 @@ class _Parser:
         self._spend(len(values))
         return values.tolist()
 
+    def _text(self, value: bytes | None) -> str:
+        if value is None:
+            return ""
+        self._spend(len(value))
+        if len(value) > _MAX_NAME:
+            raise ModelError(f"holds a name of {len(value)} bytes", where=self._source, expected=f"at most {_MAX_NAME}")
+        return value.decode("utf-8", "replace")
+
     def _spend(self, entries: int) -> None:
         self._entries_left -= entries
         if self._entries_left < 0:
@@ -331,10 +341,6 @@ class _Parser:
         except _BROKEN as error:
             where = f"{self._source}: {part}"
             raise ModelError(f"cannot be read ({error})", where=where, expected=_A_TFLITE, hint=_DAMAGED) from error
-
-
-def _text(value: bytes | None) -> str:
-    return "" if value is None else value.decode("utf-8", "replace")
 
 
 def _options(table: Any, op_type: str) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""Does a GraphDef hold together? Whoever reads one afterwards may trust its edges."""
+"""Does a GraphDef hold together? Whoever reads one afterwards may trust its edges and the sizes of its constants."""
 
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from tensorflow.core.framework import types_pb2
@@ -11,12 +13,19 @@ from tensorflow.python.framework import op_def_registry
 from sparsekit.errors import ModelError
 
 _DTYPES = frozenset(types_pb2.DataType.values())
+# Names go into messages and tables, several times a layer.
+_MAX_NAME = 4_096
+_MAX_RANK = 254  # TensorFlow's own limit
+_MAX_ELEMENTS = 1 << 62
+# A constant may be one number that stands for many. So many of them, in all constants together, are made in memory at
+# most: no trained weight is stored like this.
+_MAX_REPEATED = 1 << 26
 _DAMAGED = "The model is damaged or was cut off; write it again."
 
 
 def check_graph_def(graph_def: Any, source: str) -> None:
-    """Check names, edges, numbers of inputs, dtypes, constants; unknown ops are passed over. Of function bodies: names
-    and edges.
+    """Check names, edges, numbers of inputs, dtypes, constants; unknown ops are passed over. Of function bodies: names,
+    edges and constants.
 
     Args:
         graph_def: the GraphDef.
@@ -33,12 +42,21 @@ def check_graph_def(graph_def: Any, source: str) -> None:
     for node in graph_def.node:
         _check_node(node, nodes, source)
     _check_order(nodes, source)
+    functions: set[str] = set()
     for function in graph_def.library.function:
-        _check_body(function, f"{source}: function '{function.signature.name}'")
+        name = function.signature.name
+        if name in functions or len(name) > _MAX_NAME:
+            found = "two functions have this name" if name in functions else f"its name has {len(name)} characters"
+            raise ModelError(found, where=f"{source}: function '{name[:200]}'", hint=_DAMAGED)
+        functions.add(name)
+        _check_body(function, f"{source}: function '{name}'")
+    _check_repeated(graph_def, source)
 
 
 def _check_body(function: Any, source: str) -> None:
     arguments = {argument.name for argument in function.signature.input_arg}
+    if len(arguments) != len(function.signature.input_arg):
+        raise ModelError("two arguments have one name", where=source, hint=_DAMAGED)
     nodes: dict[str, Any] = {}
     for node in function.node_def:
         if node.name in nodes or node.name in arguments:
@@ -46,36 +64,102 @@ def _check_body(function: Any, source: str) -> None:
         nodes[node.name] = node
     known = nodes.keys() | arguments
     for node in function.node_def:
+        _check_text(node, source)
+        if node.op == "Const":
+            _check_constant(node, source)
         count = sum(not text.startswith("^") for text in node.input)
         expected = _input_count(node)
         if expected is not None and count != expected:
             raise _error(source, node, f"is a {node.op} with {count} inputs", f"{expected}")
         for text in node.input:
-            if text.removeprefix("^").partition(":")[0] not in known:
+            name, _, output = text.removeprefix("^").partition(":")
+            if name not in known:
                 raise _error(source, node, f"reads '{text}', which is not in the function")
+            if not _is_index(output.rpartition(":")[2], ":" in output):
+                raise _error(source, node, f"reads '{text[:200]}', which is no output")
     for output in function.signature.output_arg:
         returned = function.ret.get(output.name, "")
-        if returned.partition(":")[0] not in known:
+        name, _, index = returned.partition(":")
+        if name not in known or not _is_index(index.rpartition(":")[2], ":" in index):
             raise ModelError(f"returns '{returned}' as '{output.name}'", where=source, hint=_DAMAGED)
     _check_order(nodes, source)
 
 
 def _check_node(node: Any, nodes: dict[str, Any], source: str) -> None:
+    _check_text(node, source)
     data = [text for text in node.input if not text.startswith("^")]
     for text in node.input:
         name, colon, index = text.removeprefix("^").partition(":")
         if name not in nodes:
             raise _error(source, node, f"reads '{text}', which is not in the graph")
-        if colon and not index.isdecimal():
-            raise _error(source, node, f"reads '{text}', which is no output")
+        if not _is_index(index, bool(colon)):
+            raise _error(source, node, f"reads '{text[:200]}', which is no output")
     expected = _input_count(node)
     if expected is not None and len(data) != expected:
         raise _error(source, node, f"is a {node.op} with {len(data)} inputs", f"{expected}")
-    if node.op == "Const" and not node.attr["value"].HasField("tensor"):
-        raise _error(source, node, "is a constant without a value")
+    if node.op == "Const":
+        _check_constant(node, source)
     for name, attribute in node.attr.items():
         if attribute.HasField("type") and attribute.type not in _DTYPES:
             raise _error(source, node, f"its attribute '{name}' is no dtype ({attribute.type})")
+
+
+def _is_index(text: str, needed: bool) -> bool:
+    """Whether it is the number of an output, or need not be."""
+    return not needed or (text.isdecimal() and len(text) < 10)
+
+
+def _check_text(node: Any, source: str) -> None:
+    longest = max(len(node.name), len(node.op))
+    if longest > _MAX_NAME:
+        found = f"{node.name[:200]}: its name or op has {longest} characters"
+        raise ModelError(found, where=source, expected=f"at most {_MAX_NAME}", hint=_DAMAGED)
+
+
+def _check_constant(node: Any, source: str) -> None:
+    if "value" not in node.attr or not node.attr["value"].HasField("tensor"):
+        raise _error(source, node, "is a constant without a value")
+    tensor = node.attr["value"].tensor
+    declared = node.attr["dtype"].type if "dtype" in node.attr else tensor.dtype
+    if declared in _DTYPES and declared != tensor.dtype:
+        raise _error(source, node, f"holds values of dtype {tensor.dtype}", f"{declared}, as it says")
+    shape = [dim.size for dim in tensor.tensor_shape.dim]
+    if tensor.tensor_shape.unknown_rank or len(shape) > _MAX_RANK or (shape and min(shape) < 0):
+        raise _error(source, node, "its value has no definite shape")
+    if math.prod(size for size in shape if size) > _MAX_ELEMENTS:
+        raise _error(source, node, f"its value has the shape {shape}", "one that memory can hold")
+
+
+def _check_repeated(graph_def: Any, source: str) -> None:
+    """Small files may not stand for large arrays: one number may be stored for as many as a shape asks for."""
+    claimed = sum(_elements(node) for _, node in _constants(graph_def, source))
+    if claimed <= _MAX_REPEATED:
+        return
+    left = _MAX_REPEATED
+    for where, node in _constants(graph_def, source):
+        left -= max(0, _elements(node) - _stored_elements(node.attr["value"].tensor))
+        if left < 0:
+            shape = [dim.size for dim in node.attr["value"].tensor.tensor_shape.dim]
+            expected = f"no more than {_MAX_REPEATED:,} values of all constants left out"
+            raise _error(where, node, f"stands for {shape} values and stores few of them", expected)
+
+
+def _constants(graph_def: Any, source: str) -> Iterator[tuple[str, Any]]:
+    """Every constant, with the place it is in."""
+    yield from ((source, node) for node in graph_def.node if node.op == "Const")
+    for function in graph_def.library.function:
+        where = f"{source}: function '{function.signature.name}'"
+        yield from ((where, node) for node in function.node_def if node.op == "Const")
+
+
+def _elements(node: Any) -> int:
+    return math.prod(dim.size for dim in node.attr["value"].tensor.tensor_shape.dim)
+
+
+def _stored_elements(tensor: Any) -> int:
+    """How many elements there are bytes or numbers for, at most."""
+    fields = [value for field, value in tensor.ListFields() if field.name not in ("dtype", "tensor_shape")]
+    return max((len(value) for value in fields if hasattr(value, "__len__")), default=0)
 
 
 def _input_count(node: Any) -> int | None:

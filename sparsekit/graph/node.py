@@ -36,7 +36,11 @@ _FIRST_ARGUMENT = {
 }
 
 
+# Functions are looked at once for every call of them, so that a small file may ask for much: this many bodies, nodes in
+# them and characters of their paths are no work of an exporter.
 _MAX_BODIES = 20_000
+_MAX_INNER_NODES = 1_000_000
+_MAX_INNER_NAMES = 1 << 28
 _MAX_DEPTH = 60
 
 
@@ -127,7 +131,7 @@ class Node(abc.ABC):
             return None
         try:
             return tf.make_ndarray(self.attr("value"))
-        except (ValueError, TypeError) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ModelError(f"its value cannot be read ({error})", where=self.path) from error
 
     def __repr__(self) -> str:
@@ -175,34 +179,60 @@ class GraphView(abc.ABC):
     def bodies(self, call: Node) -> tuple[FunctionView, ...]:
         """The function bodies that a node of this view calls, seen from this very call; the same ones every time."""
         if call not in self._bodies:
-            called = [(role, name) for role, name in call.calls() if name in self.library]
+            called = [(role, self.library[name]) for role, name in call.calls() if name in self.library]
+            for role, definition in called:
+                call.root.count_body(call, len(definition.node_def) + len(definition.signature.input_arg))
+                _check_call(call, role, definition.signature)
             labels = _labels([role for role, _ in called])
             self._bodies[call] = tuple(
-                FunctionView(self.library[name], call, role, label)
-                for (role, name), label in zip(called, labels, strict=True)
+                FunctionView(definition, call, role, label)
+                for (role, definition), label in zip(called, labels, strict=True)
             )
-            call.root.count_bodies(call, len(called))
         return self._bodies[call]
 
-    def count_bodies(self, call: Node, more: int) -> None:
+    def count_body(self, call: Node, nodes: int) -> None:
         """Refuse a model whose functions call each other without end, or nearly so.
 
         Raises:
             ModelError: names the call.
         """
-        self._opened += more
-        if self._opened > _MAX_BODIES or call.view.depth > _MAX_DEPTH:
+        self._opened += 1
+        self._inner_nodes += nodes
+        self._inner_names += (nodes + 1) * len(call.path)
+        if (
+            self._opened > _MAX_BODIES
+            or self._inner_nodes > _MAX_INNER_NODES
+            or self._inner_names > _MAX_INNER_NAMES
+            or call.view.depth > _MAX_DEPTH
+        ):
             raise ModelError(
-                f"its functions call each other more than {_MAX_BODIES:,} times or without end",
+                f"its functions call each other more than {_MAX_BODIES:,} times, with more than "
+                f"{_MAX_INNER_NODES:,} nodes in all, or without end",
                 where=call.path[:200],
                 expected="functions that do not call themselves",
             )
 
     _opened = 0
+    _inner_nodes = 0
+    _inner_names = 0
 
     @functools.cached_property
     def _bodies(self) -> dict[Node, tuple[FunctionView, ...]]:
         return {}
+
+
+def _check_call(call: Node, role: str, signature: Any) -> None:
+    """A call passes what its function takes, and a loop's body returns what the next turn takes.
+
+    Raises:
+        ModelError: names the call.
+    """
+    passed, taken = len(call.inputs) - _FIRST_ARGUMENT[call.op], len(signature.input_arg)
+    if passed != taken:
+        raise ModelError(f"passes {passed} inputs to '{signature.name}'", where=call.path, expected=f"{taken}")
+    if role == "body" and len(signature.output_arg) != taken:
+        found = f"its body '{signature.name}' returns {len(signature.output_arg)} values"
+        raise ModelError(found, where=call.path, expected=f"{taken}, as it takes")
 
 
 def _labels(roles: list[str]) -> list[str]:
@@ -300,7 +330,13 @@ class ProtoNode(Node):
     def attr(self, name: str, default: Any = None) -> Any:
         if name not in self.definition.attr:
             return default
-        return _plain(self.definition.attr[name])
+        value = self.definition.attr[name]
+        found, expected = value.WhichOneof("value"), _attribute_fields(self.op).get(name)
+        if found == "placeholder":  # of a function that is generic; no exporter leaves one
+            return default
+        if expected is not None and found not in (None, expected):
+            raise ModelError(f"its attribute '{name}' is given as '{found}'", where=self.path, expected=f"'{expected}'")
+        return _plain(value)
 
 
 class ProtoGraph(GraphView):
@@ -389,11 +425,24 @@ class FunctionView(GraphView):
 
     def arguments(self, index: int) -> list[Node]:
         """What stands in the body for input ``index`` of the call: an argument, or nothing (a condition, say)."""
-        return [node for node in self.nodes() if isinstance(node, ArgumentNode) and node.outside()[1] == index]
+        names = self.definition.signature.input_arg
+        position = index - _FIRST_ARGUMENT[self.call.op]
+        return [self._nodes[names[position].name]] if 0 <= position < len(names) else []
 
     def results(self) -> list[Edge]:
         """What the body returns, output by output."""
         return [self.result(index) for index in range(len(self.definition.signature.output_arg))]
+
+    def returned_as(self, node: Node) -> list[int]:
+        """Which outputs of the call are an output of ``node``."""
+        return self._returned.get(node, [])
+
+    @functools.cached_property
+    def _returned(self) -> dict[Node, list[int]]:
+        returned = defaultdict(list)
+        for index, edge in enumerate(self.results()):
+            returned[edge.node].append(index)
+        return dict(returned)
 
     def result(self, index: int) -> Edge:
         """What the body returns as its output ``index``."""
@@ -410,6 +459,17 @@ def _function_attributes(op: str) -> tuple[str, ...]:
     if definition is None:
         return ()
     return tuple(attr.name for attr in definition.attr if attr.type in ("func", "list(func)"))
+
+
+_FIELDS = {"string": "s", "int": "i", "float": "f", "bool": "b"}
+
+
+@functools.cache
+def _attribute_fields(op: str) -> dict[str, str]:
+    """In which field of an AttrValue each attribute of an op is given."""
+    definition = op_def_registry.get(op)
+    attributes = definition.attr if definition else ()
+    return {a.name: "list" if a.type.startswith("list(") else _FIELDS.get(a.type, a.type) for a in attributes}
 
 
 def _output_index(node: Node, output: str) -> int:
@@ -433,13 +493,23 @@ def _plain(value: Any) -> Any:
     if kind == "AttrValue":
         which = value.WhichOneof("value")
         if which == "type":
-            return tf.as_dtype(value.type).base_dtype.name
+            return _dtype_name(value.type)
         if which == "list":
-            fields = [items for field, items in value.list.ListFields()]
-            return [_plain(item) for item in fields[0]] if fields else []
+            fields = value.list.ListFields()
+            if fields and fields[0][0].name == "type":
+                return [_dtype_name(number) for number in fields[0][1]]
+            return [_plain(item) for item in fields[0][1]] if fields else []
         return _plain(getattr(value, which)) if which else None
     if kind == "TensorShapeProto":
         return None if value.unknown_rank else tuple(d.size for d in value.dim)
     if kind == "NameAttrList":
         return value.name
     return value
+
+
+def _dtype_name(number: int) -> str | None:
+    """The name of a dtype, None where the number stands for none."""
+    try:
+        return str(tf.as_dtype(number).base_dtype.name)
+    except TypeError:
+        return None

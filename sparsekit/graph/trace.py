@@ -36,6 +36,11 @@ _RESHAPES = {"Reshape", "ExpandDims", "Squeeze"}
 _HANDS_ON_TOO = {"Transpose", "ReadVariableOp", "ConcatV2", "Merge", "NextIteration", "Exit"}
 # In these the branch of a cond keeps a value for its gradient.
 _HANDS_ON_TOO |= {"OptionalFromValue", "OptionalGetValue"}
+# A dozen ops stand between a weight and its op, a partitioned variable has some hundred parts, and a layout is as many
+# numbers as an array has axes. More is no work of an exporter, and would be looked at for every layer anew.
+_MAX_STEPS = 250
+_MAX_PARTS = 1_000
+_MAX_LAYOUT = 64
 _RANDOM = re.compile(r"Random|TruncatedNormal|Multinomial|Dropout")
 
 
@@ -179,6 +184,8 @@ class Tracer:
 
     def __init__(self) -> None:
         self._origins: dict[GraphView, dict[Node, Node]] = {}
+        self._before: dict[Node, Node] = {}
+        self._concatenated: dict[Node, Read | None] = {}
 
     def trace(self, op: Node, weight_input: int, group_axis: int) -> WeightSource | Untraceable:
         """Follow an op's weight to its variable or constant.
@@ -193,7 +200,7 @@ class Tracer:
                 "weight-missing", f"has {len(op.inputs)} inputs, its weight would be number {weight_input}"
             )
         consumer, index = op, weight_input
-        path = [op]
+        back = [op]
         while True:
             edge = consumer.inputs[index]
             read = self.read(edge)
@@ -205,7 +212,10 @@ class Tracer:
             if isinstance(step, Untraceable):
                 return step
             consumer, index = step
-            path.insert(0, consumer)
+            back.append(consumer)
+            if len(back) > _MAX_STEPS:
+                return Untraceable("weight-computed", f"its weight lies behind more than {_MAX_STEPS} ops")
+        path = back[::-1]
         shape = read.shape
         if shape is None:
             return Untraceable("shape-unknown", f"the shape of its weight '{read.leaves[0].path}' is not known")
@@ -229,38 +239,62 @@ class Tracer:
 
     def read(self, edge: Edge) -> Read | Untraceable | None:
         """What ``edge`` reads as it is stored; None if something stands between."""
-        node = _before_identities(edge.node)
+        node = self._before_identities(edge.node)
         if node.op == "Const" or node.op in ("VariableV2", "Variable"):
             inside = Untraceable("weight-inside-function", f"its weight '{node.path}' lies inside a function")
             return Read((node,), out_of_reach=inside if isinstance(node.view, FunctionView) else None)
         if node.op == "ReadVariableOp":
             return self._read_resource(node)
         if node.op == "ConcatV2":
-            return self._read_parts(node)
+            if node not in self._concatenated:
+                self._concatenated[node] = self._read_parts(node)
+            return self._concatenated[node]
         return None
 
+    def _before_identities(self, node: Node) -> Node:
+        """What Identities hand on; each is passed once, however many layers lie behind it."""
+        passed = []
+        while node.op == "Identity" and node.inputs and node not in self._before:
+            passed.append(node)
+            node = node.inputs[0].node
+        end = self._before.get(node, node)
+        self._before.update((identity, end) for identity in passed)
+        return end
+
     def _read_parts(self, concat: Node) -> Read | None:
-        """A partitioned variable: a concatenation of single variables."""
+        """A partitioned variable: a concatenation of single variables, alike but for their length along it."""
         *parts, axis = concat.inputs
-        reads = [self.read(part) for part in parts]
-        at = axis.node.constant()
-        leaves = tuple(read.leaves[0] for read in reads if isinstance(read, Read) and len(read.leaves) == 1)
-        shape = _leaf_shape(leaves[0]) if leaves else None
-        if at is None or shape is None or len({_identity(leaf) for leaf in leaves}) < len(parts):
+        at = _numbers(axis.node)
+        if at is None or len(at) != 1 or not 0 < len(parts) <= _MAX_PARTS:
             return None
-        return Read(leaves, int(at) % len(shape))
+        leaves: list[Node] = []
+        for part in parts:
+            node = self._before_identities(part.node)
+            read = None if node.op == "ConcatV2" else self.read(part)
+            if not isinstance(read, Read):
+                return None
+            leaves += read.leaves
+        shapes = [_leaf_shape(leaf) or () for leaf in leaves]
+        rank = len(shapes[0])
+        others = {(*shape[: at[0] % rank], *shape[at[0] % rank + 1 :]) for shape in shapes} if rank else set()
+        alike = len(others) == 1 and {len(shape) for shape in shapes} == {rank}
+        alike = alike and len({leaf.attr("dtype") for leaf in leaves}) == 1
+        if not alike or len({_identity(leaf) for leaf in leaves}) < len(parts):
+            return None
+        return Read(tuple(leaves), at[0] % rank)
 
     def _read_resource(self, read: Node) -> Read | Untraceable:
         """From a read back to the variable, which may be handed into functions, loops and conds as a resource."""
         out_of_reach = None
-        node = _before_identities(read.inputs[0].node)
+        node = self._before_identities(read.inputs[0].node)
+        steps = 0
         while node.op != "VarHandleOp":
             if node.op in ("Enter", "Switch"):
                 out_of_reach = Untraceable(
                     "read-inside-control-flow",
                     f"its variable is read inside a loop or cond ('{read.path}'); read it before, with tf.identity",
                 )
-                node = _before_identities(node.inputs[0].node)
+                node = self._before_identities(node.inputs[0].node)
             elif isinstance(node, ArgumentNode):
                 out_of_reach = Untraceable(
                     "read-inside-function",
@@ -271,9 +305,12 @@ class Tracer:
                 if isinstance(passed, Untraceable):
                     return passed
                 call, index = passed
-                node = _before_identities(call.inputs[index].node)
+                node = self._before_identities(call.inputs[index].node)
             else:
                 return self._not_static(node)
+            steps += 1
+            if steps > _MAX_STEPS:
+                return Untraceable("weight-computed", f"its variable lies behind more than {_MAX_STEPS} ops")
         return Read((node,), out_of_reach=out_of_reach)
 
     def _step(self, node: Node) -> tuple[Node, int] | Untraceable:
@@ -301,8 +338,8 @@ class Tracer:
         call, index = argument.outside()
         view = argument.view
         if isinstance(view, FunctionView) and view.role in ("body", "cond"):
-            body = next(view for view in call.view.bodies(call) if view.role == "body")
-            returned = _before_identities(body.result(argument.index).node)
+            body = next((view for view in call.view.bodies(call) if view.role == "body"), None)
+            returned = self._before_identities(body.result(argument.index).node) if body else None
             if not (isinstance(returned, ArgumentNode) and returned.index == argument.index):
                 return Untraceable(
                     "weight-loop-variant", f"its weight changes from one turn of '{call.path}' to the next"
@@ -353,18 +390,14 @@ def _is_data_source(node: Node) -> bool:
     return not node.inputs and node.op not in (*_VARIABLES, "Const", "NoOp")
 
 
-def _before_identities(node: Node) -> Node:
-    while node.op == "Identity" and node.inputs:
-        node = node.inputs[0].node
-    return node
-
-
 def _goes_round_unchanged(merge: Node, back: Node) -> bool:
-    while back is not merge:
+    for _ in range(_MAX_STEPS):
+        if back is merge:
+            return True
         if back.op not in ("NextIteration", "Identity", "Switch"):
             return False
         back = back.inputs[0].node
-    return True
+    return False
 
 
 def _identity(leaf: Node) -> object:
@@ -414,10 +447,10 @@ def _axis_at_source(
 def _moved(node: Node, shape: tuple[int, ...]) -> tuple[tuple[int, ...], Callable[[int], int | None]] | None:
     """The shape after ``node``, and a function from an axis after it to the axis before it."""
     if node.op == "Transpose":
-        permutation = node.inputs[1].node.constant()
-        if permutation is None or permutation.dtype.kind not in "iu" or permutation.shape != (len(shape),):
+        permutation = _numbers(node.inputs[1].node)
+        if permutation is None or len(permutation) != len(shape):
             return None
-        order = [int(p) % len(shape) for p in permutation]
+        order = [p % len(shape) for p in permutation]
         if sorted(order) != list(range(len(shape))):
             return None
         return tuple(shape[p] for p in order), lambda axis: order[axis]
@@ -434,16 +467,26 @@ def _reshaped(node: Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
         axes = node.attr("squeeze_dims") or [i for i, size in enumerate(shape) if size == 1]
         drop = {int(axis) % len(shape) for axis in axes}
         return tuple(size for i, size in enumerate(shape) if i not in drop)
-    target = node.inputs[1].node.constant()
-    if target is None or target.dtype.kind not in "iu" or target.size == 0:
+    sizes = _numbers(node.inputs[1].node)
+    if not sizes:
         return None
     if node.op == "ExpandDims":
-        at = int(target.reshape(-1)[0]) % (len(shape) + 1)
+        at = sizes[0] % (len(shape) + 1)
         return (*shape[:at], 1, *shape[at:])
-    sizes = [int(size) for size in target]
     if -1 in sizes:
         sizes[sizes.index(-1)] = math.prod(shape) // max(1, math.prod(s for s in sizes if s != -1))
     return tuple(sizes) if math.prod(sizes) == math.prod(shape) and min(sizes) >= 0 else None
+
+
+def _numbers(node: Node) -> list[int] | None:
+    """The integers of a constant that is a layout: a shape, an order of axes, an axis; None for anything else."""
+    shape = _leaf_shape(node) if node.op == "Const" else None
+    if shape is None or math.prod(shape) > _MAX_LAYOUT:
+        return None
+    value = node.constant()
+    if value is None or value.dtype.kind not in "iu":
+        return None
+    return [int(number) for number in value.reshape(-1)]
 
 
 def _axis_before_reshape(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> int | None:

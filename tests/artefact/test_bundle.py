@@ -456,7 +456,7 @@ def test_a_data_file_that_disappears(small: Path) -> None:
 
 def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "variables.index").mkdir()
-    with pytest.raises(ModelError, match=r"variables.index': cannot be read \(Is a directory\)"):
+    with pytest.raises(ModelError, match=r"variables.index: is a folder; expected a file"):
         Bundle.open(tmp_path / "variables")
     with pytest.raises(ModelError, match="cannot be read"):
         Bundle.open(tmp_path / "a\0b")

@@ -197,6 +197,7 @@ def test_a_layout_that_makes_no_sense_is_a_damaged_model(permutation):
     graph_def = graph.as_graph_def()
     node = next(node for node in graph_def.node if node.name == "t/perm")
     node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(permutation))
+    node.attr["dtype"].type = node.attr["value"].tensor.dtype
     try:
         plan = sparsekit.plan(graph_def)
     except sparsekit.ModelError as error:
