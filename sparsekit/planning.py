@@ -130,15 +130,16 @@ class Plan:
         ]
         table = text_table(("layer", "op", "shape", "axis", "status", "reason", "why"), rows) if rows else ""
         target = f"\nTarget: {self.target.title}. {self.target.reason}" if self.target else ""
-        return f"{table}{self.summary()}{self.hint()}{target}"
+        hint = f"\n{self.hint()}" if self.worth_leaving_dense else ""
+        return f"{table}{self.summary()}{hint}{target}"
 
     def hint(self) -> str:
-        """What the config could leave dense, "" if there is nothing; begins with a line break."""
+        """What the config could leave dense, in two sentences; "" if there is nothing."""
         if not self.worth_leaving_dense:
             return ""
         names, more = self.worth_leaving_dense[:8], len(self.worth_leaving_dense) - 8
         return (
-            f"\nWorth leaving dense where nothing is retrained (tiny layers and output layers decide accuracy): "
+            f"Worth leaving dense where nothing is retrained (tiny layers and output layers decide accuracy): "
             f"{', '.join(names)}{f' and {more} more' if more > 0 else ''}. "
             f"The config keys min_weights = {TINY} and skip_outputs = true do that."
         )

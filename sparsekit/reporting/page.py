@@ -74,6 +74,7 @@ def _body(report: Report) -> Markup:
             "main",
             element("p", report.plan.summary(), class_="lead"),
             _tiles(report),
+            element("p", report.plan.hint(), class_="hint") if report.plan.worth_leaving_dense else "",
             element("nav", element("ul", *links), aria_label="Sections"),
             *(element("section", element("h2", title), content, id=id_) for id_, title, content in sections),
         ),

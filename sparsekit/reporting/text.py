@@ -20,7 +20,8 @@ def text(report: Report, width: int | None = None) -> str:
     table = text_table(_HEADER, rows, width) if rows else ""
     target = report.plan.target
     lines = [
-        report.plan.summary() + report.plan.hint(),
+        report.plan.summary(),
+        *([report.plan.hint()] if report.plan.worth_leaving_dense else []),
         *_totals(report),
         *(f"{e.source}: {e.dense:,.0f} {e.quantity} dense, {e.pruned:,.0f} pruned." for e in report.estimates),
         *([f"Target: {target.title}. {target.reason}"] if target else []),

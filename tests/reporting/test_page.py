@@ -468,3 +468,11 @@ def test_samples_are_what_the_facts_promise():
         assert [layer.decision for layer in report.layers] == list(report.plan.decisions)
     pruned = [layer for layer in samples.residual_network().layers if layer.decision.pruned]
     assert all(layer.planned.violations == 0 and layer.planned.histogram[4] == 0 for layer in pruned)
+
+
+def test_what_is_worth_leaving_dense_is_said_on_top() -> None:
+    report = samples.ALL[next(iter(samples.ALL))]()
+    assert "Worth leaving dense" not in page(report)
+    hint = Plan(report.plan.decisions, report.plan.target, ("first", "head"))
+    shown = page(Report(report.source, hint, report.layers))
+    assert "first, head" in shown and shown.index("Worth leaving dense") < shown.index("<nav")
