@@ -54,6 +54,8 @@ CONTRASTS = """
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    if executable() is None:
+        pytest.fail(MISSING)
     tab = Chromium(tmp_path_factory.mktemp("chromium") / "profile")
     yield tab
     tab.close()
