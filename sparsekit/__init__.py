@@ -24,9 +24,11 @@ from sparsekit.errors import (
 )
 
 if TYPE_CHECKING:
-    from sparsekit.api import plan, prune, save, strip, verify
+    from sparsekit.api import diff, plan, prune, save, strip, verify
+    from sparsekit.artefact.comparing import ValueChange
     from sparsekit.config import Override, PruneConfig
     from sparsekit.criterion import Criterion
+    from sparsekit.difference import Difference, StructureChange
     from sparsekit.handler import Constraint, OpHandler, WeightSite
     from sparsekit.hookspecs import hookimpl
     from sparsekit.pattern import Pattern
@@ -41,6 +43,7 @@ __all__ = [
     "ConfigError",
     "Constraint",
     "Criterion",
+    "Difference",
     "GraphError",
     "LayerDecision",
     "LayerVerification",
@@ -56,12 +59,15 @@ __all__ = [
     "RecordError",
     "SaveError",
     "SparsekitError",
+    "StructureChange",
     "TargetError",
     "TargetProfile",
     "UnsupportedTargetError",
     "UnsupportedTargetWarning",
+    "ValueChange",
     "Verification",
     "WeightSite",
+    "diff",
     "hookimpl",
     "plan",
     "prune",
@@ -71,9 +77,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": ("plan", "prune", "save", "strip", "verify"),
+    "api": ("diff", "plan", "prune", "save", "strip", "verify"),
+    "artefact.comparing": ("ValueChange",),
     "config": ("Override", "PruneConfig"),
     "criterion": ("Criterion",),
+    "difference": ("Difference", "StructureChange"),
     "handler": ("Constraint", "OpHandler", "WeightSite"),
     "hookspecs": ("hookimpl",),
     "pattern": ("Pattern",),
