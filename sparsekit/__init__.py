@@ -24,9 +24,11 @@ from sparsekit.errors import (
 )
 
 if TYPE_CHECKING:
-    from sparsekit.api import plan, prune, report, save, strip, verify
+    from sparsekit.api import diff, plan, prune, report, save, strip, verify
+    from sparsekit.artefact.comparing import ValueChange
     from sparsekit.config import Override, PruneConfig
     from sparsekit.criterion import Criterion
+    from sparsekit.difference import Difference, StructureChange
     from sparsekit.handler import Constraint, OpHandler, WeightSite
     from sparsekit.hookspecs import hookimpl
     from sparsekit.pattern import Pattern
@@ -42,6 +44,7 @@ __all__ = [
     "ConfigError",
     "Constraint",
     "Criterion",
+    "Difference",
     "Estimate",
     "GraphError",
     "LayerDecision",
@@ -61,14 +64,17 @@ __all__ = [
     "Report",
     "SaveError",
     "SparsekitError",
+    "StructureChange",
     "TargetError",
     "TargetProfile",
     "TargetVerdict",
     "Totals",
     "UnsupportedTargetError",
     "UnsupportedTargetWarning",
+    "ValueChange",
     "Verification",
     "WeightSite",
+    "diff",
     "hookimpl",
     "plan",
     "prune",
@@ -79,9 +85,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": ("plan", "prune", "report", "save", "strip", "verify"),
+    "api": ("diff", "plan", "prune", "report", "save", "strip", "verify"),
+    "artefact.comparing": ("ValueChange",),
     "config": ("Override", "PruneConfig"),
     "criterion": ("Criterion",),
+    "difference": ("Difference", "StructureChange"),
     "handler": ("Constraint", "OpHandler", "WeightSite"),
     "hookspecs": ("hookimpl",),
     "pattern": ("Pattern",),

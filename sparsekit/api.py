@@ -1,4 +1,4 @@
-"""The flow in four verbs: plan, prune, strip, verify; and save."""
+"""The flow in four verbs: plan, prune, strip, verify; and save, and diff."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sparsekit.artefact.model import Model, open_model, read_deployed
 from sparsekit.config import PruneConfig
 from sparsekit.config_files import load_config
 from sparsekit.deployed_plan import plan_deployed
+from sparsekit.difference import Difference, compare
 from sparsekit.errors import ModelError
 from sparsekit.graph.forward import forward_nodes, output_names
 from sparsekit.graph.node import ProtoGraph
@@ -31,7 +32,7 @@ from sparsekit.writing import write_whole
 Path: TypeAlias = str | os.PathLike[str]
 Config: TypeAlias = PruneConfig | Mapping[str, Any] | Path | None
 
-__all__ = ["plan", "prune", "report", "save", "strip", "verify"]
+__all__ = ["diff", "plan", "prune", "report", "save", "strip", "verify"]
 
 
 def plan(model: Any, cfg: Config = None, *, outputs: Any = None, target: str | None = None) -> Plan:
@@ -242,6 +243,23 @@ def verify(
     opened, read, names = open_model(model), _record(record), output_names(outputs)
     with _naming(model):
         return verify_model(opened, default_registry(), record=read, config=config, outputs=names, target=profile)
+
+
+def diff(a: Any, b: Any) -> Difference:
+    """Say what differs between two models at rest, and where: their structure, and their values bit by bit.
+
+    Args:
+        a, b: both GraphDefs or paths of .pb or .pbtxt files; both folders of SavedModels, every graph, stored tensor
+            and file of which is compared; or both paths of .tflite or of .onnx files, of which the weights of layers
+            are.
+
+    Returns:
+        The difference; ``.identical`` and ``.only_weights`` are the verdicts, and it prints as tables.
+
+    Raises:
+        MissingFileError, ModelError: a model cannot be read, or they are of two kinds.
+    """
+    return compare(a, b)
 
 
 def _record(path: Path | None) -> Record | None:

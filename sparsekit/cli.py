@@ -267,6 +267,25 @@ def _verify(
     sys.exit({"sparse": 0, "not sparse": 1}.get(found.status, 2))
 
 
+@main.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@_JSON
+def diff(a: Path, b: Path, as_json: bool) -> None:
+    """Say what differs between models A and B. Exit status: 0 nothing, 1 something, 2 could not tell.
+
+    Both are frozen .pb or .pbtxt files, or folders of SavedModels, or .tflite files, or .onnx files. Values are
+    compared bit by bit; how they are encoded, the order of nodes and fingerprint.pb do not count.
+    """
+    import sparsekit
+    from sparsekit.table import to_json
+
+    found = sparsekit.diff(a, b)
+    verdicts = {"identical": found.identical, "only_weights": found.only_weights}
+    click.echo(to_json(found, summary=found.summary(), **verdicts) if as_json else str(found))
+    sys.exit(0 if found.identical else 1)
+
+
 def _print_plan(plan: Plan, as_json: bool) -> None:
     from sparsekit.table import to_json
 

@@ -69,6 +69,11 @@ class Entry:
     crc32c: int
     slices: int = 0
 
+    @property
+    def is_array(self) -> bool:
+        """Numbers, stored whole: what :meth:`Bundle.read` reads."""
+        return not self.slices and self.dtype not in _UNREADABLE
+
 
 @attrs.frozen(eq=False)
 class Bundle:
@@ -159,6 +164,15 @@ class Bundle:
             return False
         return all(a == b for a, b in zip(self._chunks(first), self._chunks(second), strict=True))
 
+    def raw(self, key: str) -> Iterator[bytes]:
+        """The bytes of what is no array (strings), as they are stored, piece by piece. They are not checked.
+
+        Raises:
+            MissingFileError: its data file is gone.
+            ModelError: there is none, or its data file was cut off.
+        """
+        return self._pieces(self._entry(key))
+
     def array_entry(self, key: str) -> Entry:
         """The entry of a tensor that :meth:`read` and :func:`patch` accept.
 
@@ -213,18 +227,24 @@ class Bundle:
 
     def _chunks(self, entry: Entry) -> Iterator[bytes]:
         """A tensor's bytes, piece by piece; the checksum is verified at the end."""
-        left, crc = entry.size, 0
+        crc = 0
+        for chunk in self._pieces(entry):
+            crc = google_crc32c.extend(crc, chunk)
+            yield chunk
+        if _masked(crc) != entry.crc32c:
+            where = f"{self.shard_path(entry)}: {entry.key}"
+            raise ModelError("its bytes do not match their checksum", where=where, hint=_DAMAGED)
+
+    def _pieces(self, entry: Entry) -> Iterator[bytes]:
+        left = entry.size
         with self._shard(entry) as (file, source):
             file.seek(entry.offset)
             while left:
                 chunk = file.read(min(left, _CHUNK))
                 if not chunk:
                     raise ModelError("ends before its tensor does", where=f"{source}: {entry.key}", hint=_DAMAGED)
-                crc = google_crc32c.extend(crc, chunk)
                 left -= len(chunk)
                 yield chunk
-        if _masked(crc) != entry.crc32c:
-            raise ModelError("its bytes do not match their checksum", where=f"{source}: {entry.key}", hint=_DAMAGED)
 
     @contextlib.contextmanager
     def _shard(self, entry: Entry) -> Iterator[tuple[BinaryIO, str]]:

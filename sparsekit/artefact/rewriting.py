@@ -6,6 +6,7 @@ from typing import Any
 
 import attrs
 import numpy as np
+from google.protobuf.message import Message
 from tensorflow.core.framework import graph_pb2, tensor_pb2
 
 from sparsekit.errors import ModelError
@@ -32,7 +33,9 @@ def rewritten(graph_def: Any, edits: Edits) -> Any:
         ModelError: a node that stays reads a node that goes.
     """
     result = graph_pb2.GraphDef()
-    result.versions.CopyFrom(graph_def.versions)
+    for field, content in graph_def.ListFields():
+        if field.name not in ("node", "library"):
+            _copy_field(field.name, content, result)
     beside: dict[str, list[tuple[str, np.ndarray]]] = {}
     for leaf, name, value in edits.added:
         beside.setdefault(leaf, []).append((name, value))
@@ -47,6 +50,13 @@ def rewritten(graph_def: Any, edits: Edits) -> Any:
     if graph_def.HasField("library"):
         _copy_library(graph_def.library, result.library, edits)
     return result
+
+
+def _copy_field(name: str, content: Any, result: Any) -> None:
+    if isinstance(content, Message):
+        getattr(result, name).CopyFrom(content)
+    else:
+        setattr(result, name, content)
 
 
 def _copy_library(library: Any, result: Any, edits: Edits) -> None:

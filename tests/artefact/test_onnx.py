@@ -37,6 +37,7 @@ from test_tflite import (
     violations,
 )
 
+import sparsekit
 from sparsekit.artefact.deployed import DeployedLayer
 from sparsekit.artefact.onnx_model import read_onnx
 from sparsekit.errors import MissingFileError, ModelError, SparsekitError
@@ -169,6 +170,19 @@ def test_external_data(kind: str, tmp_path: Path) -> None:
     (tmp_path / "weights.bin").unlink()
     with pytest.raises(MissingFileError, match=r"weights\.bin"):
         read_onnx(path)
+
+
+def test_differences_are_those_of_weights_wherever_they_lie(tmp_path: Path) -> None:
+    for kind in ("right", "wrong"):
+        (tmp_path / kind).mkdir()
+        model = onnx.ModelProto.FromString(converted(CONV_NET, kind).SerializeToString())
+        saved(model, tmp_path / kind, save_as_external_data=True, size_threshold=0, location="weights.bin")
+    a, b = (tmp_path / kind / "model.onnx" for kind in ("right", "wrong"))
+    difference = sparsekit.diff(a, b)
+    assert {change.name for change in difference.values} == {"conv", "up", "fc"}
+    assert not difference.whole and "Only the weights of layers were compared." in str(difference)
+    difference = sparsekit.diff(a, a)
+    assert difference.identical and difference.summary() == "No weight of a layer differs."
 
 
 def test_blocked_layout_is_an_obstacle(tmp_path: Path) -> None:
