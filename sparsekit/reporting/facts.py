@@ -42,7 +42,8 @@ class LayerFacts:
         planned: its weight as it would be after pruning (as stored where it is left dense).
         retained: share of the sum of ``|weight|`` that stays; None where the weight could not be read.
         mask: a corner of what stays, a string a row, "#" for a non-zero and "." for a zero. Along a row the groups
-            run: the first input channels; the rows are the first output channels (of the first kernel position).
+            run: the first 32 input channels at most; the rows are the first 16 output channels (of the first kernel
+            position).
         multiply_adds: of all its uses in one run of the model (a SavedModel's default signature), an open batch
             counted as one example, a loop's body as one turn. None where the shapes are not known before it runs.
         note: what stood in the way of a fact, "" if nothing did.
@@ -158,7 +159,7 @@ class Report:
         """
         from sparsekit.reporting.page import page
 
-        return write_whole(path, page(self).encode())
+        return write_whole(path, page(self).encode("utf-8"))
 
     def __str__(self) -> str:
         from sparsekit.reporting.text import text
