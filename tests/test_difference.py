@@ -199,7 +199,10 @@ EDITS: dict[str, tuple[Callable[[Any], Any], list[tuple[str, str, str, str]], st
         "attr 'value': float32 [8, 8] -> float32 [8, 9]",
     ),
     "dtype": (
-        lambda g: set_value(node(g, "Const"), np.ones([8, 8])),
+        lambda g: (
+            set_value(node(g, "Const"), np.ones([8, 8])),
+            setattr(node(g, "Const").attr["dtype"], "type", tf.float64.as_datatype_enum),
+        ),
         [("graph", "node", "Const", "changed")],
         "attr 'value': float32 [8, 8] -> float64 [8, 8]",
     ),
