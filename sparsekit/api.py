@@ -57,11 +57,12 @@ def plan(model: Any, cfg: Config = None, *, outputs: Any = None, target: str | N
         MissingFileError, ModelError: a file cannot be read.
         TargetError: an unknown target.
     """
-    deployed = read_deployed(model)
-    if deployed is not None:
-        config, chosen = _settings(cfg, target)
-        return plan_deployed(deployed, config, chosen.profile if chosen else None)
-    return _decide(model, cfg, outputs, target)[0].plan
+    with _naming(model):
+        deployed = read_deployed(model)
+        if deployed is not None:
+            config, chosen = _settings(cfg, target)
+            return plan_deployed(deployed, config, chosen.profile if chosen else None)
+        return _decide(model, cfg, outputs, target)[0].plan
 
 
 def report(
@@ -87,15 +88,14 @@ def report(
             cannot be read.
     """
     source = os.fsdecode(model) if isinstance(model, (str, os.PathLike)) else "the graph"
-    deployed = read_deployed(model)
-    if deployed is not None:
-        config, chosen = _settings(cfg, target)
-        deployed_plan = plan_deployed(deployed, config, chosen.profile if chosen else None)
-        return Report(source, deployed_plan, gather_deployed(deployed_plan, deployed), tuple(estimates))
-    planning, opened, _ = _decide(model, cfg, outputs, target)
     with _naming(model):
-        facts = gather(planning, opened, default_registry())
-    return Report(source, planning.plan, facts, tuple(estimates))
+        deployed = read_deployed(model)
+        if deployed is not None:
+            config, chosen = _settings(cfg, target)
+            deployed_plan = plan_deployed(deployed, config, chosen.profile if chosen else None)
+            return Report(source, deployed_plan, gather_deployed(deployed_plan, deployed), tuple(estimates))
+        planning, opened, _ = _decide(model, cfg, outputs, target)
+        return Report(source, planning.plan, gather(planning, opened, default_registry()), tuple(estimates))
 
 
 def prune(
@@ -136,7 +136,8 @@ def prune(
     Warns:
         UnsupportedTargetWarning: the target has no gain from the pattern; once a call.
     """
-    planning, opened, chosen = _decide(model, cfg, outputs, target)
+    with _naming(model):
+        planning, opened, chosen = _decide(model, cfg, outputs, target)
     registry = default_registry()
     patterns = {str(decision.pattern) for decision in planning.plan.pruned} or {"2:4"}
     warn_or_refuse(chosen, registry.profiles, patterns=sorted(patterns), strict=strict_target)
@@ -160,16 +161,18 @@ def _decide(
     if not (isinstance(model, (str, os.PathLike)) or is_graph_def(model)):
         return plan_live(model, config, names, registry, profile), None, chosen
     opened = open_model(model)
-    with _naming(model):
-        planning = make_plan(opened.view, config, names or opened.outputs, registry, profile, opened.obstacle)
+    planning = make_plan(opened.view, config, names or opened.outputs, registry, profile, opened.obstacle)
     return planning, opened, chosen
 
 
 @contextmanager
 def _naming(model: Any) -> Iterator[None]:
-    """Errors about a node of a model name its file, too."""
+    """Errors about a node of a model name its file, too; one that is too large for this machine ends in an error."""
     try:
         yield
+    except MemoryError as error:
+        source = os.fsdecode(model) if isinstance(model, (str, os.PathLike)) else "the graph"
+        raise ModelError("takes more memory than there is", where=source) from error
     except ModelError as error:
         if isinstance(model, (str, os.PathLike)) and os.fsdecode(model) not in error.where:
             error.where = f"{os.fsdecode(model)}: {error.where}"
@@ -237,12 +240,18 @@ def verify(
     """
     config, chosen = _settings(cfg, target)
     profile = chosen.profile if chosen else None
-    deployed = read_deployed(model)
-    if deployed is not None:
-        return verify_deployed(deployed, config, profile)
-    opened, read, names = open_model(model), _record(record), output_names(outputs)
     with _naming(model):
-        return verify_model(opened, default_registry(), record=read, config=config, outputs=names, target=profile)
+        deployed = read_deployed(model)
+        if deployed is not None:
+            return verify_deployed(deployed, config, profile)
+        return verify_model(
+            open_model(model),
+            default_registry(),
+            record=_record(record),
+            config=config,
+            outputs=output_names(outputs),
+            target=profile,
+        )
 
 
 def diff(a: Any, b: Any) -> Difference:

@@ -420,7 +420,7 @@ class _Steps:
     A network of 100,000 layers takes some per layer.
     """
 
-    _left = 5_000_000
+    _left = 2_000_000
 
     def take(self, layer: Node) -> None:
         """Count one more.

@@ -9,6 +9,10 @@ from pathlib import Path
 
 from sparsekit.errors import MissingFileError, ModelError, SparsekitError
 
+_MOST_TEXT = 1 << 26  # far more than the record of a model with 100,000 layers
+_MOST_PROTO = (1 << 31) - 1
+"""What protobuf can read."""
+
 
 def read_text(path: Path, error: type[SparsekitError]) -> str:
     """The text of a regular file: a pipe or a device might never end.
@@ -25,6 +29,8 @@ def read_text(path: Path, error: type[SparsekitError]) -> str:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise error("this is no regular file", where=str(path), expected="a text file")
+        if path.stat().st_size > _MOST_TEXT:
+            raise error(f"this is {path.stat().st_size:,} bytes long", where=str(path), expected="a text file")
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise MissingFileError("there is no such file", where=str(path)) from None
@@ -39,6 +45,19 @@ def read_text(path: Path, error: type[SparsekitError]) -> str:
         line = raw.count(b"\n", 0, reason.start) + 1
         found = f"the byte 0x{raw[reason.start]:02x} is not UTF-8"
         raise error(found, where=f"{path}:{line}", hint="Save the file as UTF-8 text.") from reason
+
+
+def read_proto(path: str | os.PathLike[str], expected: str, hint: str = "") -> bytes:
+    """The bytes of a file of a model that protobuf parses; see `read_whole`.
+
+    Raises:
+        MissingFileError: there is no such file.
+        ModelError: as `read_whole`; also a file that is longer than protobuf can read.
+    """
+    size = size_of(os.fsdecode(path), expected, hint)
+    if size > _MOST_PROTO:
+        raise ModelError(f"is {size:,} bytes long", where=os.fsdecode(path), expected=f"{expected}, below 2 GB")
+    return read_whole(path, expected, hint)
 
 
 def read_whole(path: str | os.PathLike[str], expected: str, hint: str = "") -> bytes:
@@ -59,6 +78,8 @@ def read_whole(path: str | os.PathLike[str], expected: str, hint: str = "") -> b
         data = Path(source).read_bytes()
     except OSError as error:
         raise ModelError(f"cannot be read ({error.strerror})", where=source, expected=expected) from error
+    except MemoryError as error:
+        raise ModelError("is larger than the memory that is left", where=source, expected=expected) from error
     if not data:
         raise ModelError("is empty", where=source, expected=expected, hint="Write it again: it may have been cut off.")
     return data

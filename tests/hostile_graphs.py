@@ -27,10 +27,11 @@ class Graph:
         return name
 
     def const(self, name: str, value: Any = None, into: Any = None, **changes: Any) -> str:
-        """Add a constant; ``changes`` are made to its TensorProto, the ``shape`` among them."""
+        """Add a constant; ``changes`` are made to its TensorProto, the ``shape`` among them; ``declared`` is the dtype
+        that the node says it has."""
         array = np.ones((8, 8), np.float32) if value is None else np.asarray(value)
         tensor = _tensor(array)
-        declared = changes.pop("declared", tensor.dtype)
+        declared = changes.pop("declared", changes.get("dtype", tensor.dtype))
         for key, change in changes.items():
             if key == "shape":
                 del tensor.tensor_shape.dim[:]
@@ -349,6 +350,37 @@ def _read_file(graph: Graph) -> str:
     return graph.node("decode", "DecodeRaw", [text], out_type=INT32, little_endian=True)
 
 
+def _range_inside() -> Any:
+    """A shape that is computed in a function."""
+    graph = Graph()
+    graph.layer(graph.const("w"), x=graph.call("call", "f"))
+    body = graph.function("f")
+    names = []
+    for name, value in {"from": 0, "to": 2**31 - 1, "by": 1}.items():
+        names.append(graph.const(name, np.int32(value), into=body.node_def) + ":output:0")
+    graph.node("range", "Range", names, body.node_def, Tidx=INT32)
+    graph.node("data", "Reshape", ["a0", "range:output:0"], body.node_def, T=FLOAT, Tshape=INT32)
+    body.ret["r"] = "data:output:0"
+    return graph.proto
+
+
+def _functions_as_ops(names: Sequence[str], times: int) -> Callable[[], Any]:
+    """Functions that are called by nodes whose op is their name, as TensorFlow 1 did."""
+
+    def build() -> Any:
+        graph = Graph()
+        graph.layer(graph.const("w"), x=graph.node("first", names[0], ["x"]))
+        for name, called in zip(names, [*names[1:], names[0] if times == 1 else ""], strict=True):
+            body = graph.function(name)
+            last = "a0"
+            for i in range(times if called else 0):
+                last = graph.node(f"c{i}", called, [last], body.node_def) + ":r:0"
+            body.ret["r"] = last
+        return graph.proto
+
+    return build
+
+
 ATTACKS: Mapping[str, Callable[[], Any]] = {
     # Values and shapes
     "one_value_for_a_terabyte": _repeated([1 << 20, 1 << 20]),
@@ -383,10 +415,16 @@ ATTACKS: Mapping[str, Callable[[], Any]] = {
         lambda g: g.const("w", tensor_content=b"", dtype=types_pb2.DT_QINT8, int_val=[1 << 20] * 64)
     ),
     "a_variant": _with(lambda g: g.const("w", tensor_content=b"", dtype=types_pb2.DT_VARIANT)),
-    "a_reference": _with(lambda g: g.const("w", dtype=types_pb2.DT_FLOAT_REF, declared=types_pb2.DT_FLOAT_REF)),
-    "no_dtype": _with(lambda g: g.const("w", dtype=0, declared=0)),
+    "a_reference": _with(lambda g: g.const("w", dtype=types_pb2.DT_FLOAT_REF)),
+    "no_dtype": _with(lambda g: g.const("w", dtype=0)),
     "odd_complex": _with(
-        lambda g: g.const("w", tensor_content=b"", dtype=types_pb2.DT_COMPLEX64, scomplex_val=[1.0] * 3)
+        lambda g: g.const(
+            "w",
+            tensor_content=b"",
+            dtype=types_pb2.DT_COMPLEX64,
+            declared=types_pb2.DT_COMPLEX64,
+            scomplex_val=[1.0] * 3,
+        )
     ),
     "shape_is_text": _with(lambda g: g.node("w", "VariableV2", dtype=FLOAT, shape="8x8", container="", shared_name="")),
     # Layouts
@@ -491,4 +529,7 @@ ATTACKS: Mapping[str, Callable[[], Any]] = {
     "matrix_products_as_a_shape": _inferred(_squares),
     "a_tiled_shape": _inferred(_tile),
     "a_file_as_a_shape": _inferred(_read_file),
+    "a_range_in_a_function_as_a_shape": _range_inside,
+    "a_function_that_is_its_own_op": _functions_as_ops(["f"], 1),
+    "functions_that_are_each_others_ops": _functions_as_ops([f"f{i}" for i in range(40)], 2),
 }

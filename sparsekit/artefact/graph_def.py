@@ -13,7 +13,7 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from sparsekit.artefact.well_formed import check_graph_def
 from sparsekit.errors import ModelError, SaveError
-from sparsekit.reading import read_whole
+from sparsekit.reading import read_proto
 from sparsekit.writing import write_whole
 
 TEXT_SUFFIX = ".pbtxt"
@@ -39,7 +39,7 @@ def load_graph_def(model: Any) -> Any:
             raise ModelError("holds no nodes", where=source, expected="a frozen GraphDef", hint=_FREEZE)
     elif isinstance(model, (str, os.PathLike)):
         source = os.fsdecode(model)
-        graph_def = _parse(read_whole(source, _A_PB, _FREEZE), source)
+        graph_def = _parse(read_proto(source, _A_PB, _FREEZE), source)
     else:
         raise ModelError(
             f"got {type(model).__name__}",

@@ -47,7 +47,7 @@ from sparsekit.artefact.deployed import (
     uniquely_named,
 )
 from sparsekit.errors import ModelError, SparsekitError
-from sparsekit.reading import read_whole, size_of
+from sparsekit.reading import read_proto, size_of
 
 Key: TypeAlias = tuple[int, str]
 """A value: (the scope that defines it, its name there)."""
@@ -127,7 +127,7 @@ def read_onnx(path: str | os.PathLike[str]) -> list[DeployedLayer]:
     """
     source = os.fsdecode(path)
     proto = _onnx(source).ModelProto()
-    data = read_whole(path, _AN_ONNX)
+    data = read_proto(path, _AN_ONNX)
     try:
         proto.ParseFromString(data)
     except DecodeError as error:

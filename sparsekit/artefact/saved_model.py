@@ -28,7 +28,7 @@ from sparsekit.artefact.bundle import Bundle
 from sparsekit.artefact.well_formed import check_graph_def
 from sparsekit.errors import MissingFileError, ModelError
 from sparsekit.graph.node import ArgumentNode, Edge, FunctionView, Node, ProtoGraph, ProtoNode
-from sparsekit.reading import read_whole
+from sparsekit.reading import read_proto
 
 _T = TypeVar("_T")
 
@@ -229,7 +229,7 @@ def _parse(file: Path) -> Any:
     """The SavedModel in a file. It has a graph."""
     proto = saved_model_pb2.SavedModel()
     try:
-        data = read_whole(file, "a SavedModel")
+        data = read_proto(file, "a SavedModel")
         if file.suffix == ".pbtxt":
             text_format.Parse(data.decode("utf-8"), proto)
         else:

@@ -74,14 +74,14 @@ def _check_body(function: Any, source: str) -> None:
         for text in node.input:
             name, _, output = text.removeprefix("^").partition(":")
             if name not in known:
-                raise _error(source, node, f"reads '{text}', which is not in the function")
+                raise _error(source, node, f"reads '{text[:200]}', which is not in the function")
             if not _is_index(output.rpartition(":")[2], ":" in output):
                 raise _error(source, node, f"reads '{text[:200]}', which is no output")
     for output in function.signature.output_arg:
         returned = function.ret.get(output.name, "")
         name, _, index = returned.partition(":")
         if name not in known or not _is_index(index.rpartition(":")[2], ":" in index):
-            raise ModelError(f"returns '{returned}' as '{output.name}'", where=source, hint=_DAMAGED)
+            raise ModelError(f"returns '{returned[:200]}' as '{output.name}'", where=source, hint=_DAMAGED)
     _check_order(nodes, source)
 
 
@@ -91,7 +91,7 @@ def _check_node(node: Any, nodes: dict[str, Any], source: str) -> None:
     for text in node.input:
         name, colon, index = text.removeprefix("^").partition(":")
         if name not in nodes:
-            raise _error(source, node, f"reads '{text}', which is not in the graph")
+            raise _error(source, node, f"reads '{text[:200]}', which is not in the graph")
         if not _is_index(index, bool(colon)):
             raise _error(source, node, f"reads '{text[:200]}', which is no output")
     expected = _input_count(node)
