@@ -199,11 +199,15 @@ def prune(
 
 @main.command()
 @click.argument("masked", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where the pruned .pb goes.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where the pruned model goes.")
 @_RECORD
 @_OUTPUTS
 def strip(masked: Path, output: Path, record: Path | None, outputs: str | None) -> None:
-    """Take the masks out of MASKED, a frozen .pb that was retrained with them, and write zeros in its weights."""
+    """Take the masks out of MASKED, which was retrained with them, and write zeros in its weights.
+
+    MASKED is a frozen .pb or .pbtxt, or the folder of a SavedModel that was exported in TF1 style. It stays as it is;
+    the pruned model is saved in the kind it came in.
+    """
     import sparsekit
 
     pruned = sparsekit.strip(masked, record=record, outputs=_names(outputs))
