@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import attrs
 import tensorflow as tf
 from google.protobuf.message import DecodeError
-from tensorflow.core.framework import attr_value_pb2, graph_pb2, types_pb2, variable_pb2
+from tensorflow.core.framework import attr_value_pb2, node_def_pb2, types_pb2, variable_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 
 from sparsekit.artefact.rewriting import Edits, rewritten
@@ -310,7 +310,7 @@ def _named(value: str | bytes) -> str:
 
 def _answer_yes(node: Proto) -> None:
     """What is not there needs no initialization."""
-    yes = graph_pb2.NodeDef(name=node.name, op="Const", device=node.device)
+    yes = node_def_pb2.NodeDef(name=node.name, op="Const", device=node.device)
     yes.attr["dtype"].type = types_pb2.DT_BOOL
     yes.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(True))
     if "_output_shapes" in node.attr:
