@@ -7,15 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
-from sparsekit.artefact.graph_def import is_graph_def, load_graph_def, save
-from sparsekit.artefact.model import Model, open_model, read_deployed
+from sparsekit.artefact.graph_def import is_graph_def, save_graph_def
+from sparsekit.artefact.model import FrozenGraph, Model, open_model, read_deployed
 from sparsekit.config import PruneConfig
 from sparsekit.config_files import load_config
 from sparsekit.deployed_plan import plan_deployed
 from sparsekit.difference import Difference, compare
-from sparsekit.errors import ModelError
+from sparsekit.errors import ModelError, SaveError
 from sparsekit.graph.forward import forward_nodes, output_names
-from sparsekit.graph.node import ProtoGraph
 from sparsekit.live import plan_live, prune_live
 from sparsekit.one_shot import prune_model
 from sparsekit.planning import Plan, Planning, make_plan
@@ -185,30 +184,59 @@ def _settings(cfg: Config, target: str | None) -> tuple[PruneConfig, ChosenTarge
 
 
 def strip(masked: Any, *, record: Path | None = None, outputs: Any = None) -> Any:
-    """Fold the masks of a masked frozen graph into its weights and take the mask ops out.
+    """Fold the masks of a masked model into its weights and take the mask ops out.
 
     Args:
-        masked: a GraphDef or the path of a .pb, frozen with
-            ``tf.compat.v1.graph_util.convert_variables_to_constants``. It is not modified.
+        masked: a GraphDef or the path of a .pb or .pbtxt, frozen with
+            ``tf.compat.v1.graph_util.convert_variables_to_constants``; or the folder of a SavedModel that was exported
+            from a TF1-style graph (``tf.compat.v1.saved_model``). It is not modified.
         record: the record that was written when the graph was pruned: exactly its layers must be masked.
-        outputs: operations that must be there.
+        outputs: operations that must be there. Of a SavedModel, what its signatures return is kept in any case.
 
     Returns:
-        The pruned GraphDef: node for node the frozen graph without masks, with zeros in its weights. Its outputs
-        are bit-identical to those of the masked graph.
+        What :func:`save` writes. Of a frozen graph the pruned GraphDef: node for node the frozen graph without masks,
+        with zeros in its weights. Of a SavedModel the pruned one, to be saved as a folder: its graph, savers,
+        collections and variables know no masks any more, all else is as it was; the folder that it was read from is
+        read again for that. Outputs are equal to those of the masked model, frozen ones bit for bit.
 
     Raises:
-        MissingFileError, ModelError: not a masked frozen graph, or weights that are not finite.
+        MissingFileError, ModelError: not a masked frozen graph or SavedModel, or weights that are not finite.
         RecordError: the record cannot be read or does not match.
         GraphError: an output is not in the graph.
     """
-    graph_def = load_graph_def(masked)
+    opened = open_model(masked)
     names = output_names(outputs)
     if names is not None:
-        forward_nodes(ProtoGraph(graph_def), names)
+        forward_nodes(opened.view, names)
     read = _record(record)
     with _naming(masked):
-        return strip_masks(graph_def, default_registry(), read, names)
+        pruned = strip_masks(opened, default_registry(), read, names)
+    return pruned.graph_def if isinstance(pruned, FrozenGraph) else pruned
+
+
+def save(model: Any, path: Path, second: Path | None = None) -> Path:
+    """Write what :func:`strip` returned, or any GraphDef; whole or not at all.
+
+    Missing parent folders are made. A GraphDef becomes a binary .pb, or text where the path ends in .pbtxt; a
+    SavedModel its folder, which may replace another SavedModel.
+
+    Args:
+        model: a GraphDef, or the model that ``strip`` made of a SavedModel.
+        path: where it goes.
+        second: of a GraphDef, another name for the same file: a hard link, or a copy where links are not possible.
+
+    Returns:
+        Where it lies.
+
+    Raises:
+        SaveError: it is no such model, cannot be written there, or is larger than the 2 GB that a .pb can hold.
+        MissingFileError, ModelError: of a SavedModel, the folder that it was read from cannot be read any more.
+    """
+    if not isinstance(model, Model):
+        return save_graph_def(model, path, second)
+    if second is not None:
+        raise SaveError("a folder gets no second name", where=os.fsdecode(second), expected="a GraphDef")
+    return model.save(path)
 
 
 def verify(

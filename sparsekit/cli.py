@@ -203,7 +203,7 @@ def prune(
 
 @main.command()
 @click.argument("masked", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where the pruned .pb goes.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Where the pruned model goes.")
 @_RECORD
 @_CONFIG
 @_TARGET
@@ -220,8 +220,9 @@ def strip(
 ) -> None:
     """Take the masks out of MASKED, which was retrained with them, and write zeros in its weights.
 
-    What was written is then verified as `sparsekit verify OUT` does it, with the same exit status. --config and
-    --target count there; without a record --config says which pattern to expect.
+    MASKED is a frozen .pb or .pbtxt, or the folder of a SavedModel that was exported in TF1 style. It stays as it is;
+    the pruned model is saved in the kind it came in, and then verified as `sparsekit verify OUT` does it, with the same
+    exit status. --config and --target count there; without a record --config says which pattern to expect.
     """
     import sparsekit
 

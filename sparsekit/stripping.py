@@ -1,26 +1,29 @@
-"""From a masked frozen graph to the pruned one: mask ops gone, zeros in the weights. Edited as protos."""
+"""From a masked model at rest to the pruned one: mask ops gone, zeros in the weights."""
 
 from __future__ import annotations
 
+import functools
 import logging
-from typing import Any
 
 import attrs
 import numpy as np
 
-from sparsekit.artefact.rewriting import Edits, rewritten
+from sparsekit.artefact.model import Array, Change, Model
+from sparsekit.artefact.rewriting import Edits
 from sparsekit.errors import ModelError
 from sparsekit.gradient import BATCH, MASK
-from sparsekit.graph.node import Node, ProtoGraph
+from sparsekit.graph.node import Node, ProtoGraph, ProtoNode
 from sparsekit.graph.trace import MASK_ATTRIBUTE, Read, Tracer, Untraceable, hands_on
 from sparsekit.handler import OpHandler
 from sparsekit.masking import SCOPE, MaskDescription
 from sparsekit.one_shot import refuse_non_finite
 from sparsekit.pattern import check, keep_mask
 from sparsekit.plugins import Registry
+from sparsekit.progress import track
 from sparsekit.record import Record
 
 _log = logging.getLogger("sparsekit")
+_FREEZE = "Freeze the graph with tf.compat.v1.graph_util.convert_variables_to_constants and strip that."
 
 
 @attrs.frozen(eq=False)
@@ -39,44 +42,51 @@ class _MaskedLayer:
 
 
 def strip_masks(
-    masked: Any, registry: Registry, record: Record | None = None, outputs: tuple[str, ...] | None = None
-) -> Any:
+    model: Model, registry: Registry, record: Record | None = None, outputs: tuple[str, ...] | None = None
+) -> Model:
     """Fold every mask into its weight and take the mask ops out.
 
     Args:
-        masked: the masked frozen GraphDef; it is not modified.
+        model: the masked model; it is not modified. Masks and weights are constants of a frozen graph, or variables
+            of a SavedModel that was exported from a TF1-style graph.
         registry: the plugins.
         record: the layers that must be masked, no more and no fewer; None: whatever is.
-        outputs: the operations whose results are used; what they give does not change.
+        outputs: the operations whose results are used, besides those that the model itself names; what they give
+            does not change.
 
     Returns:
-        The pruned GraphDef: the dense frozen graph, node for node, with zeros in its weights.
+        The pruned model: the dense one, node for node, with zeros in its weights. Of a SavedModel these are written
+        when it is saved.
 
     Raises:
-        ModelError: it is not frozen, was changed since, or holds weights that are not finite.
+        ModelError: it is not frozen or exported, was changed since, or holds weights that are not finite.
         RecordError: the record does not match.
     """
-    view = ProtoGraph(masked)
+    view = model.view
     layers = _masked_layers(view)
-    _compare(layers, view, record)
-    removed = _inserted(view, layers)
+    if layers and (obstacle := model.graph_obstacle()):
+        raise ModelError(
+            f"{obstacle}; masks cannot be taken out of it",
+            where=model.source,
+            expected="a frozen graph, or a SavedModel with one graph, exported in TF1 style",
+            hint=_FREEZE,
+        )
+    _compare(layers, model, record)
+    inserted = _inserted(view, layers)
     for name in outputs or ():
-        if name in removed:
+        if name in inserted:
             raise ModelError(f"'{name}' is an op of a mask, which strip takes out", where="outputs")
-    tracer = Tracer()
-    edits = Edits()
-    due = 0
-    for layer in layers:
-        due += _fold(layer, view, removed, frozenset(outputs or ()), tracer, registry, edits)
-    if due:
+    fold = _Folding(model, registry, inserted, frozenset((*(outputs or ()), *(model.outputs or ()))))
+    for layer in track(layers, "Checking masks"):
+        fold.layer(layer)
+    if fold.due:
         _log.warning(
-            "%d of %d layers were due for a new mask when the graph was frozen (update_freq); the stored masks, "
-            "those of the last training batch, were used",
-            due,
+            "%d of %d layers were due for a new mask when the graph was frozen or exported (update_freq); the stored "
+            "masks, those of the last training batch, were used",
+            fold.due,
             len(layers),
         )
-    edits.removed |= removed
-    return rewritten(masked, edits)
+    return model.changed(fold.changes, fold.edits)
 
 
 def _masked_layers(view: ProtoGraph) -> list[_MaskedLayer]:
@@ -109,22 +119,29 @@ def _masked_layers(view: ProtoGraph) -> list[_MaskedLayer]:
     return layers
 
 
-def _compare(layers: list[_MaskedLayer], view: ProtoGraph, record: Record | None) -> None:
+def _compare(layers: list[_MaskedLayer], model: Model, record: Record | None) -> None:
     """The record and the graph must name the same layers."""
     if record is None:
         if not layers:
             raise ModelError(
-                "holds no masks",
-                where="the masked graph",
-                expected="a frozen graph that sparsekit.prune masked before",
-                hint="Freeze the graph that was pruned, not one built anew.",
+                f"holds no masks{_masks_in_functions(model.view)}",
+                where=model.source,
+                expected="a frozen graph or SavedModel that sparsekit.prune masked before",
+                hint="Freeze or export the graph that was pruned, not one built anew.",
             )
         return
-    shapes = {layer.name: _constant(view, layer, MASK).shape for layer in layers}
+    shapes = {layer.name: _state(model, layer, MASK).shape for layer in layers}
     record.match(shapes, "graph", "has no mask in the graph")
     unnamed = shapes.keys() - {entry.name for entry in record.layers}
     if unnamed:
         raise record.mismatch(f"does not name {', '.join(sorted(unnamed))}, which the graph masks", "graph")
+
+
+def _masks_in_functions(view: ProtoGraph) -> str:
+    for name, function in view.library.items():
+        if any(MASK_ATTRIBUTE in node.attr for node in function.node_def):
+            return f" but in its function '{name}', where they cannot be taken out"
+    return ""
 
 
 def _inserted(view: ProtoGraph, layers: list[_MaskedLayer]) -> set[str]:
@@ -133,72 +150,148 @@ def _inserted(view: ProtoGraph, layers: list[_MaskedLayer]) -> set[str]:
     return {node.name for node in view.nodes() if node.name.rpartition(f"/{SCOPE}/")[0] in names}
 
 
-def _fold(
-    layer: _MaskedLayer,
-    view: ProtoGraph,
-    removed: set[str],
-    outputs: frozenset[str],
-    tracer: Tracer,
-    registry: Registry,
-    edits: Edits,
-) -> bool:
-    """Fold one mask into its weight; returns whether it was due to be chosen again."""
-    reads = [_read(multiply, tracer) for multiply in layer.multiplies]
-    weight = reads[0].value()
-    if weight is None:
-        raise ModelError(
-            f"its weight '{reads[0].leaves[0].name}' is a variable",
-            where=layer.name,
-            expected="a frozen graph",
-            hint="Freeze it with tf.compat.v1.graph_util.convert_variables_to_constants.",
-        )
-    refuse_non_finite(weight, layer.name, reads[0].leaves[0].name)
-    mask, due = _mask(layer, view, weight, registry)
-    node = view.node(layer.name)
-    handler = (registry.handler(node.op) if node else None) or OpHandler()
-    pruned = handler.remove_mask(weight, mask)
-    alone = not any(_read_by_others(leaf, removed, outputs) for read in reads for leaf in read.leaves)
-    for multiply, read in zip(layer.multiplies, reads, strict=True):
-        edits.inputs[multiply.name] = multiply.definition.input[0]  # type: ignore[attr-defined]
-        if alone:
-            edits.values |= {leaf.location: part for leaf, part in read.split(pruned)}
-    if not alone:
-        # Somebody else reads the dense weight (a loss that was frozen with the graph): it must stay for them.
-        leaf = reads[0].leaves[0].name
+class _Folding:
+    """What becomes of a model whose masks are folded, layer by layer.
+
+    Args:
+        model, registry: as for :func:`strip_masks`.
+        inserted: the nodes that hold or make masks.
+        outputs: the operations whose results are used.
+
+    Attributes:
+        changes: what becomes of stored weights.
+        edits: what becomes of the graph.
+        due: how many masks were due to be chosen again.
+    """
+
+    def __init__(self, model: Model, registry: Registry, inserted: set[str], outputs: frozenset[str]) -> None:
+        self._model = model
+        self._view = model.view
+        self._registry = registry
+        self._outputs = outputs
+        self._tracer = Tracer()
+        self._used = _behind(self._view, outputs) if model.holds_more else None
+        self.changes: list[Change] = []
+        self.edits = Edits(removed=set(inserted))
+        self.due = 0
+
+    def layer(self, layer: _MaskedLayer) -> None:
+        """Fold one mask into its weight."""
+        reads = [_read(multiply, self._tracer) for multiply in layer.multiplies]
+        _refuse_unreadable(self._model, reads[0], layer.name)
+        (_, weight), *copies = self._model.values(reads[0])
+        if copies:
+            raise ModelError("its weight is stored in several copies", where=layer.name, hint=_FREEZE)
+        refuse_non_finite(weight, layer.name, reads[0].leaves[0].name)
+        mask, due = _mask(layer, self._model, weight, self._registry)
+        self.due += due
+        node = self._view.node(layer.name)
+        handler = (self._registry.handler(node.op) if node else None) or OpHandler()
+        # Of a SavedModel it is needed again when it is saved: eight of its values in a byte.
+        change = functools.partial(_folded, handler=handler, packed=np.packbits(mask))
+        others = [self._read_by_others(leaf) for read in reads for leaf in read.leaves]
+        other = next((found for found in others if found is not None), None)
+        for multiply in layer.multiplies:
+            self.edits.inputs[multiply.name] = multiply.definition.input[0]  # type: ignore[attr-defined]
+        if other is None:
+            # Of a resource variable there are several reads, of one stored weight.
+            by_place = {tuple(leaf.location for leaf in read.leaves): read for read in reads}
+            self.changes += [(read, change) for read in by_place.values()]
+        elif reads[0].is_constant:
+            self._add_constant(layer, reads[0].leaves[0].name, change(weight))
+        else:
+            raise ModelError(
+                f"its weight '{reads[0].leaves[0].name}' is read without the mask too, by '{other}'",
+                where=layer.name,
+                expected="a weight of which the outputs depend through its mask alone",
+                hint=_FREEZE,
+            )
+
+    def _add_constant(self, layer: _MaskedLayer, leaf: str, pruned: Array) -> None:
+        """Somebody else reads the dense weight (a loss that was frozen with the graph): it must stay for them."""
         name = f"{leaf}_pruned"
-        while view.node(name) or any(name == added for _, added, _ in edits.added):
+        while self._view.node(name) or any(name == added for _, added, _ in self.edits.added):
             name += "_"
-        edits.added.append((leaf, name, pruned))
-        edits.inputs |= {multiply.name: name for multiply in layer.multiplies}
-    return due
+        self.edits.added.append((leaf, name, pruned))
+        self.edits.inputs |= {multiply.name: name for multiply in layer.multiplies}
+
+    def _read_by_others(self, leaf: Node) -> str | None:
+        """Where the weight goes without a mask, into another op or out of the graph; None: nowhere."""
+        nodes = [leaf] if self._is_used(leaf) else []
+        while nodes:
+            node = nodes.pop()
+            readers = [reader for reader, _ in node.view.readers(node) if self._is_used(reader)]
+            # What nobody reads was kept because it is a result.
+            if node.name in self._outputs or not readers:
+                return node.name
+            for reader in readers:
+                if reader.name in self.edits.removed:
+                    continue
+                if not hands_on(reader.op):
+                    return reader.name
+                nodes.append(reader)
+        return None
+
+    def _is_used(self, node: Node) -> bool:
+        return self._used is None or node.name in self._used
+
+
+def _folded(weight: Array, handler: OpHandler, packed: Array) -> Array:
+    mask = np.unpackbits(packed, count=weight.size).reshape(weight.shape).astype(bool)
+    return handler.remove_mask(weight, mask)
+
+
+def _behind(view: ProtoGraph, outputs: frozenset[str]) -> set[str]:
+    """The names of the nodes that run when the outputs are asked for.
+
+    Raises:
+        ModelError: there are no outputs.
+    """
+    if not outputs:
+        raise ModelError(
+            "has no signature",
+            where="the SavedModel",
+            hint="Name the operations whose results are used: outputs=[...].",
+        )
+    used = set(outputs)
+    waiting = list(outputs)
+    while waiting:
+        node = view.node(waiting.pop())
+        for text in node.definition.input if isinstance(node, ProtoNode) else ():
+            name = text.removeprefix("^").partition(":")[0]
+            if name not in used:
+                used.add(name)
+                waiting.append(name)
+    return used
 
 
 def _read(multiply: Node, tracer: Tracer) -> Read:
     read = tracer.read(multiply.inputs[0])
     if read is None or isinstance(read, Untraceable):
         why = read.message if read else f"its weight comes from '{multiply.inputs[0].node.name}'"
-        raise ModelError(why, where=multiply.name, expected="the graph as it was frozen")
+        raise ModelError(why, where=multiply.name, expected="the graph as it was frozen or exported")
     return read
 
 
-def _mask(layer: _MaskedLayer, view: ProtoGraph, weight: np.ndarray, registry: Registry) -> tuple[np.ndarray, bool]:
+def _mask(layer: _MaskedLayer, model: Model, weight: Array, registry: Registry) -> tuple[Array, bool]:
     """The mask to fold, and whether it was due to be chosen again.
 
     It is the stored one. Only where no batch was ever trained is there none: then it is what the masked graph
     chooses at every forward pass.
     """
     description = layer.description
-    count = int(_constant(view, layer, BATCH))
+    state = {name: _state(model, layer, name) for name in (BATCH, MASK)}
+    count = int(_stored(model, state[BATCH]))
     if count == 0:
         criterion = registry.criterion(description.criterion)
         score = criterion.score(weight, description.axis)
         return keep_mask(score, description.axis, description.pattern), False
-    mask = _constant(view, layer, MASK)
+    mask = _stored(model, state[MASK])
     if mask.shape != weight.shape:
         raise ModelError(
             f"its mask has shape {list(mask.shape)}, its weight {list(weight.shape)}",
             where=layer.name,
-            expected="the graph as it was frozen",
+            expected="the graph as it was frozen or exported",
         )
     if not np.isin(mask, (0, 1)).all() or check(mask, description.axis, description.pattern).violations:
         raise ModelError(
@@ -209,33 +302,25 @@ def _mask(layer: _MaskedLayer, view: ProtoGraph, weight: np.ndarray, registry: R
     return mask != 0, bool(description.update_freq) and count % description.update_freq == 0
 
 
-def _constant(view: ProtoGraph, layer: _MaskedLayer, name: str) -> np.ndarray:
+def _state(model: Model, layer: _MaskedLayer, name: str) -> Read:
+    """Where a layer's mask or batch count is stored."""
     path = f"{layer.name}/{SCOPE}/{name}"
-    node = view.node(path)
-    value = node.constant() if node else None
-    if value is None:
-        raise ModelError(
-            f"is {'a ' + node.op if node else 'missing'}",
-            where=path,
-            expected="a constant",
-            hint="Freeze the graph with tf.compat.v1.graph_util.convert_variables_to_constants before it is stripped.",
-        )
+    node = model.view.node(path)
+    if node is None:
+        raise ModelError("is missing", where=path, expected="the state of a mask", hint=_FREEZE)
+    read = Read((node,))
+    _refuse_unreadable(model, read, path)
+    return read
+
+
+def _stored(model: Model, read: Read) -> Array:
+    (_, value), *copies = model.values(read)
+    if copies:
+        raise ModelError("is stored in several copies", where=read.leaves[0].name, hint=_FREEZE)
     return value
 
 
-def _read_by_others(leaf: Node, removed: set[str], outputs: frozenset[str]) -> bool:
-    """Whether the weight also goes where no mask is: into another op, or out of the graph."""
-    nodes = [leaf]
-    while nodes:
-        node = nodes.pop()
-        readers = node.view.readers(node)
-        # What nobody reads was kept because it is a result.
-        if node.name in outputs or not readers:
-            return True
-        for reader, _ in readers:
-            if reader.name in removed:
-                continue
-            if not hands_on(reader.op):
-                return True
-            nodes.append(reader)
-    return False
+def _refuse_unreadable(model: Model, read: Read, where: str) -> None:
+    obstacle = model.obstacle(read)
+    if obstacle:
+        raise ModelError(obstacle, where=where, hint=_FREEZE)

@@ -530,7 +530,11 @@ def test_a_pb_cut_off_anywhere_is_refused(masked):
 
 def test_a_folder_or_nothing_instead_of_a_pb(masked):
     Path("folder").mkdir()
-    through_saving(ModelError, "folder: ", "is a folder; expected a frozen GraphDef in a binary .pb", "folder")
+    says = "is a folder; expected a frozen GraphDef in a binary .pb"
+    refused(ModelError, "folder: ", says, lambda: amct.save_prune_retrain_model("folder", ["y"], "record.txt", "m"))
+    for call in (sparsekit.strip, sparsekit.verify):
+        says = r"there is no saved_model\.pb in it; expected the folder of a SavedModel"
+        refused(MissingFileError, "folder: ", says, lambda call=call: call("folder"))
     for missing in ("nothing.pb", "masked.pb/below"):
         says = "there is no such file; expected a frozen GraphDef"
         through_saving(MissingFileError, f"{missing}: ", says, missing)
@@ -635,7 +639,7 @@ def test_a_graph_frozen_but_for_its_weight_is_not_stripped(masked):
     weight.attr["shape"].shape.CopyFrom(weight.attr["value"].tensor.tensor_shape)
     del weight.attr["value"]
     through_saving(
-        ModelError, "block/fc: ", "its weight 'w2' is a variable; expected a frozen graph.*Freeze it", masked
+        ModelError, "block/fc: ", "its weight 'w2' is a variable; freeze the graph first.*Freeze the graph with", masked
     )
 
 
@@ -643,8 +647,8 @@ def test_a_graph_without_masks_is_not_stripped(masked):
     dense = sparsekit.strip(masked)
     refused(
         ModelError,
-        "the masked graph: ",
-        "holds no masks; expected a frozen graph that sparsekit.prune masked before.*not one built anew",
+        "the graph: ",
+        "holds no masks; expected a frozen graph or SavedModel that sparsekit.prune masked before.*not one built anew",
         lambda: sparsekit.strip(dense),
     )
     through_saving(RecordError, "record.txt: ", "names the layer 'block/conv1', which has no mask in the graph", dense)

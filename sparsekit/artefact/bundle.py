@@ -30,8 +30,8 @@ from sparsekit.reading import size_of
 
 Array: TypeAlias = NDArray[Any]
 
-_MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
-_FOOTER = 48  # two block handles, padding, the magic number
+MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
+FOOTER = 48  # two block handles, padding, the magic number
 _TRAILER = 5  # the block's kind and its checksum
 _VERSION = 1  # the bundle format that is read and kept here
 _MAX_RANK = 254  # TensorFlow's own limit
@@ -106,6 +106,8 @@ class Bundle:
         shards = _shard_count(index)
         entries = {}
         for record in index.records.values():
+            if not record.key:
+                continue
             entry = _entry(record, index.source)
             entries[entry.key] = entry
         bundle = cls(prefix, shards, entries, index)
@@ -147,9 +149,9 @@ class Bundle:
         length, start = _varint(data, 0, f"{source}: {key}")
         text = data[start + 4 :]
         fixed = struct.pack("<I" if length < 1 << 32 else "<Q", length)
-        check = struct.pack("<I", _masked(google_crc32c.value(fixed)))
+        check = struct.pack("<I", masked_checksum(google_crc32c.value(fixed)))
         whole = google_crc32c.extend(google_crc32c.value(fixed + check), text)
-        if length != len(text) or data[start : start + 4] != check or _masked(whole) != entry.crc32c:
+        if length != len(text) or data[start : start + 4] != check or masked_checksum(whole) != entry.crc32c:
             raise ModelError("its bytes do not match their checksum", where=f"{source}: {key}", hint=_DAMAGED)
         return text
 
@@ -192,7 +194,19 @@ class Bundle:
 
     def shard_path(self, entry: Entry) -> Path:
         """The data file that an entry lies in."""
-        return Path(f"{self.prefix}.data-{entry.shard:05d}-of-{self.shards:05d}")
+        return data_file(self.prefix, entry.shard, self.shards)
+
+    def records(self) -> list[tuple[str, bytes, bytes]]:
+        """The index as it is stored, in order: (key as text, key, value); the first one is the header, with key ""."""
+        return [(key, record.key, record.value) for key, record in self._index.records.items()]
+
+    def stored_bytes(self, entry: Entry) -> Iterator[bytes]:
+        """What lies in the data file for an entry, piece by piece; the checksum of an array is verified at the end.
+
+        Raises:
+            MissingFileError, ModelError: it cannot be read, or is damaged.
+        """
+        return self._chunks(entry, verified=entry.dtype not in _UNREADABLE)
 
     def _entry(self, key: str) -> Entry:
         entry = self.entries.get(key)
@@ -225,13 +239,13 @@ class Bundle:
                 raise ModelError("lies on the bytes of another tensor", where=where, hint=_DAMAGED)
             ends[entry.shard] = max(ends.get(entry.shard, 0), entry.offset + entry.size)
 
-    def _chunks(self, entry: Entry) -> Iterator[bytes]:
+    def _chunks(self, entry: Entry, verified: bool = True) -> Iterator[bytes]:
         """A tensor's bytes, piece by piece; the checksum is verified at the end."""
         crc = 0
         for chunk in self._pieces(entry):
             crc = google_crc32c.extend(crc, chunk)
             yield chunk
-        if _masked(crc) != entry.crc32c:
+        if verified and masked_checksum(crc) != entry.crc32c:
             where = f"{self.shard_path(entry)}: {entry.key}"
             raise ModelError("its bytes do not match their checksum", where=where, hint=_DAMAGED)
 
@@ -280,14 +294,19 @@ def patch(prefix: str | os.PathLike[str], values: Iterable[tuple[str, Array]]) -
         _check_value(value, entry, index.source)
         path = bundle.shard_path(entry)
         crc = _overwrite(path, entry.offset, value)
-        index.set_crc(key, _masked(crc))
+        index.set_crc(key, masked_checksum(crc))
         written.add(path)
-    with _writable(index.path), index.path.open("r+b") as file:
+    with writable(index.path), index.path.open("r+b") as file:
         file.write(index.sealed())
     for path in (*sorted(written), index.path):
-        with _writable(path), path.open("rb") as file:
+        with writable(path), path.open("rb") as file:
             os.fsync(file.fileno())
     return Bundle.open(prefix)
+
+
+def data_file(prefix: str | os.PathLike[str], shard: int, shards: int) -> Path:
+    """Where a bundle keeps its data: file number ``shard`` of ``shards``."""
+    return Path(f"{os.fspath(prefix)}.data-{shard:05d}-of-{shards:05d}")
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -308,7 +327,7 @@ def _check_value(value: Array, entry: Entry, source: str) -> None:
 def _overwrite(path: Path, offset: int, value: Array) -> int:
     """Write an array's bytes; returns their checksum."""
     data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-    with _writable(path), path.open("r+b") as file:
+    with writable(path), path.open("r+b") as file:
         file.seek(offset)
         file.write(data.data)
     return _checksum(data)
@@ -391,7 +410,7 @@ class _Index:
         """The file's bytes, with the checksums of the changed blocks made right."""
         for block in self._touched:
             kind_end = block.offset + block.size + 1
-            crc = _masked(google_crc32c.value(bytes(self.data[block.offset : kind_end])))
+            crc = masked_checksum(google_crc32c.value(bytes(self.data[block.offset : kind_end])))
             self.data[kind_end : kind_end + 4] = struct.pack("<I", crc)
         return bytes(self.data)
 
@@ -407,12 +426,12 @@ def _table(data: bytes, source: str) -> dict[str, _Record]:
         end = block.end
         found = _records(data, block, source)
         if before is not None and found[0].key <= before:
-            raise ModelError("its blocks are not in order", where=f"{source}: {_text(handle.key)}", hint=_DAMAGED)
+            raise ModelError("its blocks are not in order", where=f"{source}: {key_text(handle.key)}", hint=_DAMAGED)
         before = handle.key
         if found[-1].key > before:
-            raise ModelError("its blocks are not in order", where=f"{source}: {_text(handle.key)}", hint=_DAMAGED)
+            raise ModelError("its blocks are not in order", where=f"{source}: {key_text(handle.key)}", hint=_DAMAGED)
         for record in found:
-            key = _text(record.key)
+            key = key_text(record.key)
             if key in records:
                 raise ModelError("two keys read alike", where=f"{source}: {key}")
             records[key] = record
@@ -421,8 +440,8 @@ def _table(data: bytes, source: str) -> dict[str, _Record]:
 
 def _index_block(data: bytes, source: str) -> _Block:
     """The block that lists the others, as the footer says."""
-    footer = len(data) - _FOOTER
-    if footer < 0 or not data.endswith(_MAGIC):
+    footer = len(data) - FOOTER
+    if footer < 0 or not data.endswith(MAGIC):
         raise ModelError("is not the index of a tensor bundle", where=source, hint=_DAMAGED)
     meta, at = _block_at(data, footer, source)
     index, _ = _block_at(data, at, source)
@@ -435,7 +454,7 @@ def _handle(record: _Record, floor: int, source: str) -> _Block:
     """The block that a record of the index block points to: behind the one before, in front of the index block."""
     block, length = _block_at(record.value, 0, source)
     if length != len(record.value) or block.offset < floor or block.end > record.block.offset:
-        raise ModelError("its blocks lie on one another", where=f"{source}: {_text(record.key)}", hint=_DAMAGED)
+        raise ModelError("its blocks lie on one another", where=f"{source}: {key_text(record.key)}", hint=_DAMAGED)
     return block
 
 
@@ -465,7 +484,7 @@ def _records(data: bytes, block: _Block, source: str) -> list[_Record]:
             raise ModelError(f"the record at byte {begin} does not fit", where=where, hint=_DAMAGED)
         previous, key = key, key[:shared] + contents[at : at + fresh]
         if records and key <= previous:
-            raise ModelError("its keys are not in order, each once", where=f"{where}: {_text(key)}", hint=_DAMAGED)
+            raise ModelError("its keys are not in order, each once", where=f"{where}: {key_text(key)}", hint=_DAMAGED)
         if not shared:
             whole.add(begin)
         records.append(_Record(key, contents[at + fresh : stop], block, block.offset + at + fresh))
@@ -481,7 +500,7 @@ def _contents(data: bytes, block: _Block, where: str) -> bytes:
         raise ModelError(f"is {block.size} bytes long, behind the end of the file", where=where, hint=_DAMAGED)
     contents = bytes(data[block.offset : block.offset + block.size])
     kind, crc = struct.unpack_from("<BI", data, block.offset + block.size)
-    if _masked(google_crc32c.extend(google_crc32c.value(contents), bytes([kind]))) != crc:
+    if masked_checksum(google_crc32c.extend(google_crc32c.value(contents), bytes([kind]))) != crc:
         raise ModelError("its bytes do not match their checksum", where=where, hint=_DAMAGED)
     if kind:
         raise ModelError(f"is compressed (kind {kind})", where=where, expected="a block as TensorFlow writes it")
@@ -517,7 +536,7 @@ def _varint(data: bytes, at: int, where: str) -> tuple[int, int]:
 
 def _shard_count(index: _Index) -> int:
     """How many data files the header says there are."""
-    record = index.records.pop("", None)
+    record = index.records.get("")
     header = tensor_bundle_pb2.BundleHeaderProto()
     if record is None or not _parses(header, record.value):
         raise ModelError("has no header", where=index.source, hint=_DAMAGED)
@@ -536,14 +555,14 @@ def _shard_count(index: _Index) -> int:
 def _parsed(record: _Record, source: str) -> Any:
     proto = tensor_bundle_pb2.BundleEntryProto()
     if not _parses(proto, record.value):
-        raise ModelError("its entry cannot be read", where=f"{source}: {_text(record.key)}", hint=_DAMAGED)
+        raise ModelError("its entry cannot be read", where=f"{source}: {key_text(record.key)}", hint=_DAMAGED)
     return proto
 
 
 def _entry(record: _Record, source: str) -> Entry:
     """What a record says, its size checked against its type and shape."""
     proto = _parsed(record, source)
-    key = _text(record.key)
+    key = key_text(record.key)
     entry = Entry(
         key=key,
         dtype=_dtype_name(proto.dtype, f"{source}: {key}"),
@@ -588,7 +607,8 @@ def _parses(proto: Any, data: bytes) -> bool:
     return True
 
 
-def _text(key: bytes) -> str:
+def key_text(key: bytes) -> str:
+    """A stored key as text; the keys of slices are no UTF-8."""
     return key.decode("utf-8", "backslashreplace")
 
 
@@ -603,8 +623,8 @@ def _checksum(data: Array) -> int:
     return crc
 
 
-def _masked(crc: int) -> int:
-    """A checksum as it is stored, so that checksums of bytes that hold checksums stay good ones."""
+def masked_checksum(crc: int) -> int:
+    """A crc32c as it is stored, so that checksums of bytes that hold checksums stay good ones."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -624,7 +644,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _writable(path: Path) -> Iterator[None]:
+def writable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -89,7 +89,7 @@ def _what_else(data: bytes) -> str:
     return "is not a binary GraphDef"
 
 
-def save(graph_def: Any, path: str | os.PathLike[str], second: str | os.PathLike[str] | None = None) -> Path:
+def save_graph_def(graph_def: Any, path: str | os.PathLike[str], second: str | os.PathLike[str] | None = None) -> Path:
     """Write a GraphDef as a binary .pb, or as text where the path ends in .pbtxt; whole or not at all.
 
     Missing parent folders are made.

@@ -6,20 +6,24 @@ import abc
 import functools
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import attrs
 import numpy as np
 import tensorflow as tf
+from google.protobuf import text_format
 from numpy.typing import NDArray
 from tensorflow.core.protobuf import saved_model_pb2
 
 from sparsekit.artefact.bundle import patch
+from sparsekit.artefact.bundle_copy import copy_without
 from sparsekit.artefact.deployed import DeployedLayer
-from sparsekit.artefact.graph_def import load_graph_def, save
+from sparsekit.artefact.graph_def import load_graph_def, save_graph_def
 from sparsekit.artefact.rewriting import Edits, rewritten
-from sparsekit.artefact.saved_model import MetaGraph, SavedModel, VariableKeys
+from sparsekit.artefact.saved_model import VARIABLES, MetaGraph, SavedModel, VariableKeys
+from sparsekit.artefact.variable_removal import without_variables
 from sparsekit.errors import ModelError, SaveError
 from sparsekit.graph.node import Node, ProtoGraph
 from sparsekit.graph.trace import Read
@@ -51,12 +55,14 @@ class Model(abc.ABC):
         graph_def: the graph that is planned on.
         outputs: the operations whose results are used, None where the model does not say.
         main_outputs: those of ``outputs`` that one run asks for: several signatures often compute the same.
+        holds_more: whether the graph may hold more than its outputs need: savers, initializers, losses.
     """
 
     source: str
     graph_def: Any
     outputs: tuple[str, ...] | None = None
     main_outputs: tuple[str, ...] | None = None
+    holds_more: bool = False
 
     @functools.cached_property
     def view(self) -> ProtoGraph:
@@ -91,8 +97,20 @@ class Model(abc.ABC):
         """
 
     @abc.abstractmethod
-    def changed(self, changes: Iterable[Change]) -> Model:
-        """The model with other values; this one is not modified."""
+    def graph_obstacle(self) -> str:
+        """Why nodes cannot be taken out of its graph, "" if they can."""
+
+    @abc.abstractmethod
+    def changed(self, changes: Iterable[Change], edits: Edits | None = None) -> Model:
+        """The model with other values, and with edits of its main graph; this one is not modified.
+
+        Args:
+            changes: what becomes of stored weights.
+            edits: nodes that go, and new constants. Variables among these nodes are not stored any more.
+
+        Raises:
+            ModelError: a value cannot be read, or a node that stays uses one that goes.
+        """
 
     @abc.abstractmethod
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -172,15 +190,18 @@ class FrozenGraph(Model):
         with session.graph.as_default():
             tf.import_graph_def(graph_def, name="")
 
-    def changed(self, changes: Iterable[Change]) -> FrozenGraph:
-        edits = Edits()
+    def graph_obstacle(self) -> str:
+        return ""
+
+    def changed(self, changes: Iterable[Change], edits: Edits | None = None) -> FrozenGraph:
+        edits = attrs.evolve(edits, values=dict(edits.values)) if edits else Edits()
         for read, change in changes:
             for _, value in self.values(read):
                 edits.values |= {leaf.location: part for leaf, part in read.split(change(value))}
         return FrozenGraph(rewritten(self.graph_def, edits), self.source)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        return save(self.graph_def, path)
+        return save_graph_def(self.graph_def, path)
 
 
 class SavedModelFolder(Model):
@@ -190,14 +211,26 @@ class SavedModelFolder(Model):
     Args:
         saved_model: the folder as it was read.
         changes: what becomes of weights when it is saved.
+        edited: its MetaGraphDef as it is saved; None: as it was read.
+        forgotten: keys of the bundle that are not saved.
     """
 
-    def __init__(self, saved_model: SavedModel, changes: tuple[Change, ...] = ()) -> None:
+    holds_more = True
+
+    def __init__(
+        self,
+        saved_model: SavedModel,
+        changes: tuple[Change, ...] = (),
+        edited: Any = None,
+        forgotten: Collection[str] = (),
+    ) -> None:
         self._saved_model = saved_model
         self._meta_graph = _served(saved_model)
         self._changes = changes
+        self._edited = edited
+        self._forgotten = frozenset(forgotten)
         self.source = str(saved_model.folder)
-        self.graph_def = self._meta_graph.graph_def
+        self.graph_def = (edited or self._meta_graph).graph_def
         self.outputs, self.main_outputs = _signature_outputs(self._meta_graph)
 
     @functools.cached_property
@@ -260,21 +293,56 @@ class SavedModelFolder(Model):
                 (folder / part).symlink_to(Path(os.path.realpath(self._saved_model.folder)) / part)
         tf.compat.v1.saved_model.load(session, list(copy.meta_info_def.tags), str(folder))
 
-    def changed(self, changes: Iterable[Change]) -> SavedModelFolder:
-        return SavedModelFolder(self._saved_model, (*self._changes, *changes))
+    def graph_obstacle(self) -> str:
+        if self._meta_graph.proto.HasField("object_graph_def"):
+            return "is a SavedModel of TensorFlow 2, whose objects and functions hold its variables too"
+        if len(self._saved_model.meta_graphs) > 1:
+            tags = " and ".join(str(list(meta_graph.tags)) for meta_graph in self._saved_model.meta_graphs)
+            return f"holds several graphs ({tags}), which share their variables"
+        return ""
+
+    def changed(self, changes: Iterable[Change], edits: Edits | None = None) -> SavedModelFolder:
+        changes = (*self._changes, *changes)
+        if edits is None:
+            return SavedModelFolder(self._saved_model, changes)
+        nodes = (self.view.node(name) for name in edits.removed)
+        variables = {node.name for node in nodes if node is not None and node.op in VARIABLES}
+        self._refuse_shared({key for name in variables for key in self._keys[name].keys}, variables)
+        for read, _ in changes:
+            names = {leaf.name for leaf in read.leaves if leaf.op != "Const"}
+            self._refuse_shared({key for name in names for key in self._keys[name].keys}, names)
+        forgotten = {key for name in variables for key in self._keys[name].keys}
+        return SavedModelFolder(self._saved_model, changes, without_variables(self._meta_graph, edits), forgotten)
+
+    def _refuse_shared(self, keys: Collection[str], variables: Collection[str]) -> None:
+        """What changes for these variables must not change for another one."""
+        for name, found in self._keys.items():
+            if name not in variables:
+                for key in found.keys:
+                    if key in keys:
+                        raise ModelError(f"'{name}' is restored from '{key}' too", where=self.source)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         _refuse_destination(Path(path), self._saved_model.folder)
         _check_copyable(self._saved_model.folder)
         with staged_folder(path) as copy:
             # Links are followed, since the copy is written to.
-            shutil.copytree(self._saved_model.folder, copy, dirs_exist_ok=True)
+            shutil.copytree(self._saved_model.folder, copy, dirs_exist_ok=True, ignore=self._not_copied)
+            variables = copy / "variables" / "variables"
+            if self._forgotten:
+                assert self._saved_model.bundle is not None
+                copy_without(self._saved_model.bundle, variables, self._forgotten)
             if not all(read.is_constant for read, _ in self._changes):
-                patch(copy / "variables" / "variables", self._patches())
-            self._rewrite_constants(copy)
+                patch(variables, self._patches())
+            self._write_graphs(copy)
             # Its hash of the variables is no longer theirs; loaders do without it.
             (copy / "fingerprint.pb").unlink(missing_ok=True)
         return Path(path)
+
+    def _not_copied(self, folder: str, names: list[str]) -> list[str]:
+        if not self._forgotten or Path(folder) != self._saved_model.folder / "variables":
+            return []
+        return [name for name in names if name.startswith(("variables.index", "variables.data-"))]
 
     def _patches(self) -> Iterator[tuple[str, Array]]:
         seen: dict[str, str] = {}
@@ -295,21 +363,26 @@ class SavedModelFolder(Model):
                 seen[key] = leaf.path
                 yield key, change(value)
 
-    def _rewrite_constants(self, copy: Path) -> None:
+    def _write_graphs(self, copy: Path) -> None:
         edits = Edits()
         for read, change in self._changes:
             if read.is_constant:
                 ((_, value),) = self.values(read)
                 edits.values |= {leaf.location: part for leaf, part in read.split(change(value))}
-        if not edits.values:
+        if not edits.values and self._edited is None:
             return
-        if self._saved_model.file.suffix != ".pb":
-            raise SaveError("holds weights as constants in a text file", where=self.source, expected="saved_model.pb")
         proto = type(self._saved_model.proto)()
         proto.CopyFrom(self._saved_model.proto)
-        index = self._saved_model.meta_graphs.index(self._meta_graph)
-        proto.meta_graphs[index].graph_def.CopyFrom(rewritten(self.graph_def, edits))
-        (copy / self._saved_model.file.name).write_bytes(proto.SerializeToString(deterministic=True))
+        meta_graph = proto.meta_graphs[self._saved_model.meta_graphs.index(self._meta_graph)]
+        if self._edited is not None:
+            meta_graph.CopyFrom(self._edited)
+        if edits.values:
+            meta_graph.graph_def.CopyFrom(rewritten(self.graph_def, edits))
+        file = copy / self._saved_model.file.name
+        if file.suffix == ".pb":
+            file.write_bytes(proto.SerializeToString(deterministic=True))
+        else:
+            file.write_text(text_format.MessageToString(proto), encoding="utf-8")
 
 
 def _no_numbers(read: Read) -> str:

@@ -25,6 +25,7 @@ from tensorflow.core.framework import graph_pb2, types_pb2
 from tensorflow.core.protobuf import saved_model_pb2, trackable_object_graph_pb2
 
 from sparsekit.artefact.bundle import Bundle
+from sparsekit.artefact.slices import stored_key
 from sparsekit.artefact.well_formed import check_graph_def
 from sparsekit.errors import MissingFileError, ModelError
 from sparsekit.graph.node import ArgumentNode, Edge, FunctionView, Node, ProtoGraph, ProtoNode
@@ -34,8 +35,8 @@ _T = TypeVar("_T")
 
 _A_SAVED_MODEL = "the folder of a SavedModel"
 _BUNDLE = Path("variables", "variables")
-_VARIABLES = ("VarHandleOp", "VariableV2", "Variable")
-_ASSIGNS = ("Assign", "AssignVariableOp")
+VARIABLES = ("VarHandleOp", "VariableV2", "Variable")
+ASSIGNS = ("Assign", "AssignVariableOp")
 _OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _VALUE = "VARIABLE_VALUE"
 _INIT_OP = "__saved_model_init_op"
@@ -280,7 +281,7 @@ def _by_variable(
 ) -> dict[str, VariableKeys]:
     """Both ways put together. Nodes of one shared name are one variable."""
     same: dict[object, list[str]] = defaultdict(list)
-    variables = [node for node in graph.nodes() if node.op in _VARIABLES]
+    variables = [node for node in graph.nodes() if node.op in VARIABLES]
     for node in variables:
         same[_identity(node)].append(node.name)
     found = {}
@@ -337,14 +338,14 @@ def _session_keys(graph: ProtoGraph, meta_graph: MetaGraph) -> dict[str, _Found]
                 way.doubts.append(f"the restore op assigns it {how}, not as stored")
             else:
                 way.keys.add(key)
-    for name in _init_ops(meta_graph.proto):
+    for name in init_ops(meta_graph.proto):
         for variable, _, _ in _assignments(graph, name, meta_graph):
             found[variable.name].doubts.append(f"the initialisation op '{name}' assigns it after it was restored")
     return dict(found)
 
 
-def _init_ops(proto: Any) -> set[str]:
-    """What loaders run after restoring."""
+def init_ops(proto: Any) -> set[str]:
+    """The ops that loaders of a MetaGraphDef run after restoring."""
     names = []
     if _INIT_OP in proto.signature_def:
         names += [output.name for output in proto.signature_def[_INIT_OP].outputs.values()]
@@ -364,11 +365,11 @@ def _assignments(graph: ProtoGraph, name: str, meta_graph: MetaGraph) -> Iterato
     if start is None:
         raise ModelError("is not in the graph", where=f"{meta_graph.where}: {name}", expected="the op that loaders run")
     for node in _needed(start, meta_graph):
-        if node.op not in _ASSIGNS:
+        if node.op not in ASSIGNS:
             continue
         target, value = _first_inputs(node, 2)
         variable = _origin(target).node
-        if variable.op in _VARIABLES and variable.view is graph:
+        if variable.op in VARIABLES and variable.view is graph:
             yield variable, _origin(value), _is_conditional(node)
 
 
@@ -413,12 +414,14 @@ def _is_conditional(node: Node) -> bool:
 
 
 def _restored_key(value: Edge, filename: str) -> str | None:
-    """The key whose tensor ``value`` is as it was stored, None if it is anything else."""
+    """The key whose tensor, whole or one slice, ``value`` is as it was stored, None if it is anything else."""
     if value.node.op != "RestoreV2":
         return None
     prefix, names, slices = (_origin(edge) for edge in _first_inputs(value.node, 3))
-    is_whole = prefix.node.name == filename and _string(slices.node, value.index) == ""
-    return _string(names.node, value.index) if is_whole else None
+    name, part = _string(names.node, value.index), _string(slices.node, value.index)
+    if prefix.node.name != filename or name is None or part is None:
+        return None
+    return stored_key(name, part)
 
 
 def _string(node: Node, index: int) -> str | None:
@@ -529,7 +532,7 @@ def _captured_keys(graph: ProtoGraph, meta_graph: MetaGraph, keys: Mapping[int, 
             passed = [_origin(edge).node for edge in _inputs(call)]
             fits = name in graph.library and len(graph.library[name].signature.input_arg) == len(passed) >= len(bound)
             for number, variable in zip(bound, passed[len(passed) - len(bound) :], strict=False):
-                if variable.op not in _VARIABLES:
+                if variable.op not in VARIABLES:
                     continue
                 way = found[variable.name]
                 doubt = _doubt(number, objects.nodes, keys) if fits else f"'{call.name}' does not fit its function"

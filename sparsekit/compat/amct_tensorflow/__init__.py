@@ -88,6 +88,7 @@ def save_prune_retrain_model(pb_model: Any, outputs: Any, record_file: Any, save
         SparsekitError: it cannot be done, and why; nothing was written.
     """
     from sparsekit.api import save, strip, verify
+    from sparsekit.artefact.graph_def import load_graph_def
     from sparsekit.record import read_record
 
     module = "save_prune_retrain_model"
@@ -100,7 +101,7 @@ def save_prune_retrain_model(pb_model: Any, outputs: Any, record_file: Any, save
                 where="save_path",
                 expected="a file-name prefix, such as ./result/model",
             )
-        pruned = strip(pb_model, record=record_file, outputs=outputs)
+        pruned = strip(load_graph_def(pb_model), record=record_file, outputs=outputs)
         if read_record(record_file).layers:
             verification = verify(pruned, record=record_file, outputs=outputs)
             if not verification.ok:
