@@ -41,6 +41,7 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[demo,test,test-onnx,test-edge,lint]'
+	$(BIN)/python -m pip install --quiet --no-deps basic-pitch==0.4.0
 	@touch $@
 
 # tfmot, the peer that is measured against, works on Keras 2 alone: an environment of its own.

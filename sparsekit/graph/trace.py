@@ -367,21 +367,28 @@ class Tracer:
     def _origins_in(self, view: GraphView) -> dict[Node, Node]:
         origins = self._origins.get(view)
         if origins is None:
-            origins = self._origins[view] = _data_origins(view)
+            origins = self._origins[view] = self._data_origins(view)
         return origins
 
+    def _data_origins(self, view: GraphView) -> dict[Node, Node]:
+        """Every node that data reaches, with the node that it comes from. Found forwards: loops do no harm."""
+        origins = {node: source for node in view.nodes() if (source := self._own_source(node)) is not None}
+        reached = list(origins)
+        while reached:
+            node = reached.pop()
+            for reader, _ in view.readers(node):
+                if reader not in origins:
+                    origins[reader] = origins[node]
+                    reached.append(reader)
+        return origins
 
-def _data_origins(view: GraphView) -> dict[Node, Node]:
-    """Every node that data reaches, with the node that it comes from. Found forwards: loops do no harm."""
-    origins = {node: node for node in view.nodes() if _is_data_source(node)}
-    reached = list(origins)
-    while reached:
-        node = reached.pop()
-        for reader, _ in view.readers(node):
-            if reader not in origins:
-                origins[reader] = origins[node]
-                reached.append(reader)
-    return origins
+    def _own_source(self, node: Node) -> Node | None:
+        """The data source that a node is itself. What a plain call passes on is what it is outside; a loop's argument
+        may change at every turn."""
+        if isinstance(node, ArgumentNode) and isinstance(node.view, FunctionView) and node.view.role == "f":
+            call, index = node.outside()
+            return self.data_source(call.inputs[index].node) if index < len(call.inputs) else node
+        return node if _is_data_source(node) else None
 
 
 def _is_data_source(node: Node) -> bool:

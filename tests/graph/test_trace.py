@@ -129,6 +129,35 @@ def test_a_layer_that_stays_dense_says_why(kind: str, build: Callable[[Any], Any
     assert decision.message.startswith("fc: ")
 
 
+@pytest.mark.parametrize(("passed", "reason"), [("constant", "weight-computed"), ("data", "weight-dynamic")])
+def test_what_a_call_passes_to_a_function_is_what_it_is_outside(passed, reason):
+    @tf.function
+    def inner(x: Any, table: Any) -> Any:
+        return tf.matmul(x, table[:, 1:] * 2.0, name="fc")
+
+    @tf.function
+    def outer(x: Any, table: Any) -> Any:
+        return inner(x, table)
+
+    with tf.Graph().as_default() as graph:
+        x = v1.placeholder(tf.float32, [None, 8], name="x")
+        outer(x, tf.constant(values([8, 5])) if passed == "constant" else tf.transpose(x))
+    (decision,) = sparsekit.plan(graph.as_graph_def()).decisions
+    assert decision.reason == reason
+    assert passed == "constant" or "depends on the Placeholder 'x', which changes" in decision.message
+
+
+def test_what_a_loop_passes_to_its_body_may_change():
+    with settings_of("resource", "v2"), tf.Graph().as_default() as graph:
+        x = v1.placeholder(tf.float32, [2, 8], name="x")
+        table = tf.constant(values([8, 8]))
+        tf.while_loop(
+            lambda i, w, y: i < 3, lambda i, w, y: (i + 1, w + 1.0, tf.matmul(y, w * 2.0, name="fc")), [0, table, x]
+        )
+    (decision,) = sparsekit.plan(graph.as_graph_def()).decisions
+    assert decision.reason == "weight-dynamic"
+
+
 def test_a_data_dependent_product_does_not_hinder_its_neighbours(kind: str) -> None:
     def attention(x: Any) -> Any:
         query = tf.matmul(x, variable("w_query", [8, 8]), name="query")
