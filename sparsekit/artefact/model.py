@@ -6,6 +6,7 @@ import abc
 import functools
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -35,6 +36,9 @@ Change: TypeAlias = tuple[Read, Callable[[Array], Array]]
 """A stored weight, and what becomes of its value."""
 
 
+# A stored tensor belongs to one weight, which is read a few times. One that is a part of many could make a small file
+# last for ever.
+_MOST_READS = 64
 _NO_NUMBERS = (None, "string", "resource", "variant")
 _GRAPH_FILES = {"saved_model.pb", "saved_model.pbtxt"}
 _OF_A_SAVED_MODEL = _GRAPH_FILES | {
@@ -68,6 +72,21 @@ class Model(abc.ABC):
     def view(self) -> ProtoGraph:
         """The graph as planning sees it."""
         return ProtoGraph(self.graph_def)
+
+    @functools.cached_property
+    def _reads(self) -> Counter[tuple[str, str]]:
+        return Counter()
+
+    def _count(self, read: Read) -> None:
+        """Count a reading of a weight.
+
+        Raises:
+            ModelError: a part of it was read very often.
+        """
+        for leaf in read.leaves:
+            self._reads[leaf.location] += 1
+            if self._reads[leaf.location] > _MOST_READS:
+                raise ModelError("is a part of too many weights", where=leaf.path, expected="a few at most")
 
     @abc.abstractmethod
     def obstacle(self, read: Read) -> str:
@@ -176,6 +195,7 @@ class FrozenGraph(Model):
         return _no_numbers(read)
 
     def values(self, read: Read) -> Iterator[tuple[str, Array]]:
+        self._count(read)
         value = read.value()
         if value is None:
             raise ModelError(self.obstacle(read), where=self.source)
@@ -258,6 +278,7 @@ class SavedModelFolder(Model):
         obstacle = self.obstacle(read)
         if obstacle:
             raise ModelError(obstacle, where=self.source)
+        self._count(read)
         if read.concat_axis is not None:
             parts = [value for leaf in read.leaves for _, value in self._copies(leaf)]
             yield "", np.concatenate(parts, read.concat_axis)

@@ -40,7 +40,6 @@ LARGE = {
     "one_weight_many_layers",
     "reshape_by_a_million_numbers",
     "reshape_chain",
-    "shared_parts",
 }
 
 # What has to be refused, and the words for it. The others may be answered: TensorFlow could run some of them.
@@ -63,6 +62,7 @@ REFUSED = {
     "integers_declared_as_float": "w: holds values of dtype 6; expected 1, as it says",
     "shape_is_text": "w: its attribute 'shape' is given as 's'; expected 'shape'",
     "concat_of_minus_one": "makes no sense",
+    "shared_parts": "big: is a part of too many weights",
     "large_bodies": "call[0-9]+: its functions call each other .* with more than 1,000,000 nodes in all",
     "long_prefixes": "its name or op has 1048576 characters; expected at most 4096",
     "long_op": "its name or op has 1048576 characters; expected at most 4096",
