@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
-from sparsekit.artefact.graph_def import is_graph_def, load_graph_def, save
+from sparsekit.artefact.graph_def import is_graph_def, load_graph, save
 from sparsekit.artefact.model import Model, open_model, read_deployed
+from sparsekit.collection import collection_paused
 from sparsekit.config import PruneConfig
 from sparsekit.config_files import load_config
 from sparsekit.deployed_plan import plan_deployed
 from sparsekit.graph.forward import forward_nodes, output_names
-from sparsekit.graph.node import ProtoGraph
 from sparsekit.live import plan_live, prune_live
 from sparsekit.one_shot import prune_model
 from sparsekit.planning import Plan, Planning, make_plan
@@ -131,18 +131,20 @@ def prune(
     Warns:
         UnsupportedTargetWarning: the target has no gain from the pattern; once a call.
     """
-    planning, opened, chosen = _decide(model, cfg, outputs, target)
     registry = default_registry()
-    patterns = {str(decision.pattern) for decision in planning.plan.pruned} or {"2:4"}
-    warn_or_refuse(chosen, registry.profiles, patterns=sorted(patterns), strict=strict_target)
-    if opened is None:
-        return prune_live(model, planning, registry, record)
-    pruned = prune_model(opened, planning.layers, registry)
+    with collection_paused():
+        planning, opened, chosen = _decide(model, cfg, outputs, target)
+        patterns = {str(decision.pattern) for decision in planning.plan.pruned} or {"2:4"}
+        warn_or_refuse(chosen, registry.profiles, patterns=sorted(patterns), strict=strict_target)
+        if opened is None:
+            return prune_live(model, planning, registry, record)
+        pruned = prune_model(opened, planning.layers, registry)
     if record is not None:
         write_whole(record, Record.of(planning.plan).to_text().encode())
     return PruneResult(planning.plan, model=pruned)
 
 
+@collection_paused()
 def _decide(
     model: Any, cfg: Config, outputs: Any, target: str | None
 ) -> tuple[Planning, Model | None, ChosenTarget | None]:
@@ -163,6 +165,7 @@ def _settings(cfg: Config, target: str | None) -> tuple[PruneConfig, ChosenTarge
     return config, choose_target(target, config.target, os.environ, default_registry().profiles)
 
 
+@collection_paused()
 def strip(masked: Any, *, record: Path | None = None, outputs: Any = None) -> Any:
     """Fold the masks of a masked frozen graph into its weights and take the mask ops out.
 
@@ -181,13 +184,14 @@ def strip(masked: Any, *, record: Path | None = None, outputs: Any = None) -> An
         RecordError: the record cannot be read or does not match.
         GraphError: an output is not in the graph.
     """
-    graph_def = load_graph_def(masked)
+    view = load_graph(masked)
     names = output_names(outputs)
     if names is not None:
-        forward_nodes(ProtoGraph(graph_def), names)
-    return strip_masks(graph_def, default_registry(), _record(record), names)
+        forward_nodes(view, names)
+    return strip_masks(view, default_registry(), _record(record), names)
 
 
+@collection_paused()
 def verify(
     model: Any,
     *,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -15,8 +16,9 @@ from sparsekit.graph.node import Node, ProtoGraph
 from sparsekit.graph.trace import MASK_ATTRIBUTE, Read, Tracer, Untraceable, hands_on
 from sparsekit.handler import OpHandler
 from sparsekit.masking import SCOPE, MaskDescription
-from sparsekit.one_shot import refuse_non_finite
-from sparsekit.pattern import check, keep_mask
+from sparsekit.one_shot import fold, refuse_non_finite
+from sparsekit.parts import parts
+from sparsekit.pattern import Index, check, keep_mask
 from sparsekit.plugins import Registry
 from sparsekit.record import Record
 
@@ -39,12 +41,12 @@ class _MaskedLayer:
 
 
 def strip_masks(
-    masked: Any, registry: Registry, record: Record | None = None, outputs: tuple[str, ...] | None = None
+    masked: ProtoGraph, registry: Registry, record: Record | None = None, outputs: tuple[str, ...] | None = None
 ) -> Any:
     """Fold every mask into its weight and take the mask ops out.
 
     Args:
-        masked: the masked frozen GraphDef; it is not modified.
+        masked: a view of the masked frozen GraphDef, which is not modified.
         registry: the plugins.
         record: the layers that must be masked, no more and no fewer; None: whatever is.
         outputs: the operations whose results are used; what they give does not change.
@@ -56,10 +58,9 @@ def strip_masks(
         ModelError: it is not frozen, was changed since, or holds weights that are not finite.
         RecordError: the record does not match.
     """
-    view = ProtoGraph(masked)
-    layers = _masked_layers(view)
-    _compare(layers, view, record)
-    removed = _inserted(view, layers)
+    layers = _masked_layers(masked)
+    _compare(layers, masked, record)
+    removed = _inserted(masked, layers)
     for name in outputs or ():
         if name in removed:
             raise ModelError(f"'{name}' is an op of a mask, which strip takes out", where="outputs")
@@ -67,7 +68,8 @@ def strip_masks(
     edits = Edits()
     due = 0
     for layer in layers:
-        due += _fold(layer, view, removed, frozenset(outputs or ()), tracer, registry, edits)
+        due += _is_due(layer, masked)
+        _fold(layer, masked, removed, frozenset(outputs or ()), tracer, registry, edits)
     if due:
         _log.warning(
             "%d of %d layers were due for a new mask when the graph was frozen (update_freq); the stored masks, "
@@ -76,7 +78,7 @@ def strip_masks(
             len(layers),
         )
     edits.removed |= removed
-    return rewritten(masked, edits)
+    return rewritten(masked.graph_def, edits)
 
 
 def _masked_layers(view: ProtoGraph) -> list[_MaskedLayer]:
@@ -120,7 +122,7 @@ def _compare(layers: list[_MaskedLayer], view: ProtoGraph, record: Record | None
                 hint="Freeze the graph that was pruned, not one built anew.",
             )
         return
-    shapes = {layer.name: _constant(view, layer, MASK).shape for layer in layers}
+    shapes = {layer.name: _constant_shape(view, layer, MASK) for layer in layers}
     record.match(shapes, "graph", "has no mask in the graph")
     unnamed = shapes.keys() - {entry.name for entry in record.layers}
     if unnamed:
@@ -141,36 +143,30 @@ def _fold(
     tracer: Tracer,
     registry: Registry,
     edits: Edits,
-) -> bool:
-    """Fold one mask into its weight; returns whether it was due to be chosen again."""
+) -> None:
+    """Let one mask be folded into its weight when the graph is written."""
     reads = [_read(multiply, tracer) for multiply in layer.multiplies]
-    weight = reads[0].value()
-    if weight is None:
+    variable = next((leaf for leaf in reads[0].leaves if leaf.op != "Const"), None)
+    if variable is not None:
         raise ModelError(
-            f"its weight '{reads[0].leaves[0].name}' is a variable",
+            f"its weight '{variable.name}' is a variable",
             where=layer.name,
             expected="a frozen graph",
             hint="Freeze it with tf.compat.v1.graph_util.convert_variables_to_constants.",
         )
-    refuse_non_finite(weight, layer.name, reads[0].leaves[0].name)
-    mask, due = _mask(layer, view, weight, registry)
-    node = view.node(layer.name)
-    handler = (registry.handler(node.op) if node else None) or OpHandler()
-    pruned = handler.remove_mask(weight, mask)
     alone = not any(_read_by_others(leaf, removed, outputs) for read in reads for leaf in read.leaves)
     for multiply, read in zip(layer.multiplies, reads, strict=True):
         edits.inputs[multiply.name] = multiply.definition.input[0]  # type: ignore[attr-defined]
         if alone:
-            edits.values |= {leaf.location: part for leaf, part in read.split(pruned)}
+            edits.change(read, functools.partial(_pruned, layer, read, view, registry))
     if not alone:
         # Somebody else reads the dense weight (a loss that was frozen with the graph): it must stay for them.
         leaf = reads[0].leaves[0].name
         name = f"{leaf}_pruned"
         while view.node(name) or any(name == added for _, added, _ in edits.added):
             name += "_"
-        edits.added.append((leaf, name, pruned))
+        edits.added.append((leaf, name, functools.partial(_pruned, layer, reads[0], view, registry)))
         edits.inputs |= {multiply.name: name for multiply in layer.multiplies}
-    return due
 
 
 def _read(multiply: Node, tracer: Tracer) -> Read:
@@ -181,46 +177,81 @@ def _read(multiply: Node, tracer: Tracer) -> Read:
     return read
 
 
-def _mask(layer: _MaskedLayer, view: ProtoGraph, weight: np.ndarray, registry: Registry) -> tuple[np.ndarray, bool]:
-    """The mask to fold, and whether it was due to be chosen again.
+def _is_due(layer: _MaskedLayer, view: ProtoGraph) -> bool:
+    """Whether the masked graph would choose the mask again at its next forward pass, though it has one."""
+    count, period = int(_constant(view, layer, BATCH)), layer.description.update_freq
+    return count != 0 and bool(period) and count % period == 0
+
+
+def _pruned(layer: _MaskedLayer, read: Read, view: ProtoGraph, registry: Registry) -> np.ndarray:
+    """The weight with the mask folded in.
 
     It is the stored one. Only where no batch was ever trained is there none: then it is what the masked graph
     chooses at every forward pass.
     """
-    description = layer.description
-    count = int(_constant(view, layer, BATCH))
-    if count == 0:
-        criterion = registry.criterion(description.criterion)
-        score = criterion.score(weight, description.axis)
-        return keep_mask(score, description.axis, description.pattern), False
+    weight = read.value()
+    assert weight is not None  # its leaves are constants
+    if not weight.flags.writeable:  # now, so that the stored bytes are gone before those of the mask are read
+        weight = weight.copy()
+    refuse_non_finite(weight, layer.name, read.leaves[0].name)
+    axis, pattern = layer.description.axis, layer.description.pattern
+    if int(_constant(view, layer, BATCH)) == 0:
+        score = registry.criterion(layer.description.criterion).score(weight, axis)
+
+        def mask(part: Index) -> np.ndarray:
+            return keep_mask(score[part], axis, pattern)
+    else:
+        stored = _stored_mask(layer, view, weight.shape)
+
+        def mask(part: Index) -> np.ndarray:
+            return stored[part] != 0
+
+    node = view.node(layer.name)
+    handler = (registry.handler(node.op) if node else None) or OpHandler()
+    return fold(weight, mask, handler, axis, pattern, overwrite=True)
+
+
+def _stored_mask(layer: _MaskedLayer, view: ProtoGraph, shape: tuple[int, ...]) -> np.ndarray:
+    """The mask of the last training batch, of the weight's shape and dtype."""
     mask = _constant(view, layer, MASK)
-    if mask.shape != weight.shape:
+    axis, pattern = layer.description.axis, layer.description.pattern
+    if mask.shape != shape:
         raise ModelError(
-            f"its mask has shape {list(mask.shape)}, its weight {list(weight.shape)}",
+            f"its mask has shape {list(mask.shape)}, its weight {list(shape)}",
             where=layer.name,
             expected="the graph as it was frozen",
         )
-    if not np.isin(mask, (0, 1)).all() or check(mask, description.axis, description.pattern).violations:
+    only_0_and_1 = all(((mask[part] == 0) | (mask[part] == 1)).all() for part in parts(shape))
+    if not only_0_and_1 or check(mask, axis, pattern).violations:
         raise ModelError(
-            f"its stored mask is no {description.pattern} mask along axis {description.axis}",
+            f"its stored mask is no {pattern} mask along axis {axis}",
             where=layer.name,
             hint="The mask variable was overwritten; restore it from the checkpoint of the training run.",
         )
-    return mask != 0, bool(description.update_freq) and count % description.update_freq == 0
+    return mask
 
 
 def _constant(view: ProtoGraph, layer: _MaskedLayer, name: str) -> np.ndarray:
+    value = _constant_node(view, layer, name).constant()
+    assert value is not None
+    return value
+
+
+def _constant_shape(view: ProtoGraph, layer: _MaskedLayer, name: str) -> tuple[int, ...]:
+    return tuple(dim.size for dim in _constant_node(view, layer, name).attr("value").tensor_shape.dim)
+
+
+def _constant_node(view: ProtoGraph, layer: _MaskedLayer, name: str) -> Node:
     path = f"{layer.name}/{SCOPE}/{name}"
     node = view.node(path)
-    value = node.constant() if node else None
-    if value is None:
+    if node is None or node.op != "Const":
         raise ModelError(
             f"is {'a ' + node.op if node else 'missing'}",
             where=path,
             expected="a constant",
             hint="Freeze the graph with tf.compat.v1.graph_util.convert_variables_to_constants before it is stripped.",
         )
-    return value
+    return node
 
 
 def _read_by_others(leaf: Node, removed: set[str], outputs: frozenset[str]) -> bool:

@@ -17,7 +17,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from sparsekit.artefact.bundle import patch
 from sparsekit.artefact.deployed import DeployedLayer
-from sparsekit.artefact.graph_def import load_graph_def, save
+from sparsekit.artefact.graph_def import load_graph, save
 from sparsekit.artefact.rewriting import Edits, rewritten
 from sparsekit.artefact.saved_model import MetaGraph, SavedModel, VariableKeys
 from sparsekit.errors import ModelError, SaveError
@@ -27,7 +27,7 @@ from sparsekit.writing import staged_folder
 
 Array: TypeAlias = NDArray[Any]
 Change: TypeAlias = tuple[Read, Callable[[Array], Array]]
-"""A stored weight, and what becomes of its value."""
+"""A stored weight, and what becomes of its value; the value that is passed may be overwritten where it can."""
 
 
 _GRAPH_FILES = {"saved_model.pb", "saved_model.pbtxt"}
@@ -48,6 +48,7 @@ class Model(abc.ABC):
         source: its path, or what it is, for messages.
         graph_def: the graph that is planned on.
         outputs: the operations whose results are used, None where the model does not say.
+        changes_later: changed values are only computed when it is saved.
         main_outputs: those of ``outputs`` that one run asks for: several signatures often compute the same.
     """
 
@@ -55,6 +56,7 @@ class Model(abc.ABC):
     graph_def: Any
     outputs: tuple[str, ...] | None = None
     main_outputs: tuple[str, ...] | None = None
+    changes_later = False
 
     @functools.cached_property
     def view(self) -> ProtoGraph:
@@ -92,6 +94,10 @@ class Model(abc.ABC):
     def changed(self, changes: Iterable[Change]) -> Model:
         """The model with other values; this one is not modified."""
 
+    def _changed_value(self, read: Read, change: Callable[[Array], Array]) -> Array:
+        ((_, value),) = self.values(read)
+        return change(value)
+
     @abc.abstractmethod
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it, in the kind it came in, whole or not at all.
@@ -113,7 +119,8 @@ def open_model(model: Any) -> Model:
     if isinstance(model, (str, os.PathLike)) and Path(model).is_dir():
         return SavedModelFolder(SavedModel.open(model))
     source = os.fsdecode(model) if isinstance(model, (str, os.PathLike)) else "the graph"
-    return FrozenGraph(load_graph_def(model), source)
+    graph = load_graph(model)
+    return FrozenGraph(graph.graph_def, source, graph)
 
 
 def read_deployed(model: object) -> list[DeployedLayer] | None:
@@ -143,11 +150,14 @@ class FrozenGraph(Model):
     Args:
         graph_def: the GraphDef.
         source: where it came from.
+        view: of the GraphDef, where there is one already.
     """
 
-    def __init__(self, graph_def: Any, source: str = "the graph") -> None:
+    def __init__(self, graph_def: Any, source: str = "the graph", view: ProtoGraph | None = None) -> None:
         self.graph_def = graph_def
         self.source = source
+        if view is not None:
+            self.view = view
 
     def obstacle(self, read: Read) -> str:
         variable = next((leaf for leaf in read.leaves if leaf.op != "Const"), None)
@@ -171,8 +181,7 @@ class FrozenGraph(Model):
     def changed(self, changes: Iterable[Change]) -> FrozenGraph:
         edits = Edits()
         for read, change in changes:
-            for _, value in self.values(read):
-                edits.values |= {leaf.location: part for leaf, part in read.split(change(value))}
+            edits.change(read, functools.partial(self._changed_value, read, change))
         return FrozenGraph(rewritten(self.graph_def, edits), self.source)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -188,12 +197,15 @@ class SavedModelFolder(Model):
         changes: what becomes of weights when it is saved.
     """
 
+    changes_later = True
+
     def __init__(self, saved_model: SavedModel, changes: tuple[Change, ...] = ()) -> None:
         self._saved_model = saved_model
         self._meta_graph = _served(saved_model)
         self._changes = changes
         self.source = str(saved_model.folder)
         self.graph_def = self._meta_graph.graph_def
+        self.view = self._meta_graph.view
         self.outputs, self.main_outputs = _signature_outputs(self._meta_graph)
 
     @functools.cached_property
@@ -294,8 +306,7 @@ class SavedModelFolder(Model):
         edits = Edits()
         for read, change in self._changes:
             if read.is_constant:
-                ((_, value),) = self.values(read)
-                edits.values |= {leaf.location: part for leaf, part in read.split(change(value))}
+                edits.change(read, functools.partial(self._changed_value, read, change))
         if not edits.values:
             return
         if self._saved_model.file.suffix != ".pb":

@@ -15,6 +15,7 @@ import attrs
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import Message
+from tensorflow.core.framework import types_pb2
 from tensorflow.python.framework import op_def_registry
 
 from sparsekit.errors import ModelError
@@ -36,13 +37,15 @@ _FIRST_ARGUMENT = {
 }
 
 
+# The kinds of attributes that are told as they are stored.
+_PLAIN = frozenset(("b", "i", "f", "tensor"))
 _MAX_BODIES = 20_000
 _MAX_DEPTH = 60
 
 
-@attrs.frozen
+@attrs.define(unsafe_hash=True)
 class Edge:
-    """Output ``index`` of ``node``, read by somebody."""
+    """Output ``index`` of ``node``, read by somebody. (Freezing it would double what it costs, once per input.)"""
 
     node: Node
     index: int
@@ -58,6 +61,7 @@ class Node(abc.ABC):
         view: the graph or function body that holds it.
     """
 
+    __slots__ = ()
     name: str
     op: str
     view: GraphView
@@ -118,7 +122,7 @@ class Node(abc.ABC):
         return False
 
     def constant(self) -> np.ndarray | None:
-        """The value of a constant, None for any other op.
+        """The value of a constant, read-only where possible; None for any other op.
 
         Raises:
             ModelError: the stored tensor does not match its own shape.
@@ -126,7 +130,7 @@ class Node(abc.ABC):
         if self.op != "Const":
             return None
         try:
-            return tf.make_ndarray(self.attr("value"))
+            return _array(self.attr("value"))
         except (ValueError, TypeError) as error:
             raise ModelError(f"its value cannot be read ({error})", where=self.path) from error
 
@@ -174,6 +178,8 @@ class GraphView(abc.ABC):
 
     def bodies(self, call: Node) -> tuple[FunctionView, ...]:
         """The function bodies that a node of this view calls, seen from this very call; the same ones every time."""
+        if call.op not in _FIRST_ARGUMENT:
+            return ()
         if call not in self._bodies:
             called = [(role, name) for role, name in call.calls() if name in self.library]
             labels = _labels([role for role, _ in called])
@@ -280,27 +286,45 @@ class LiveGraph(GraphView):
 class ProtoNode(Node):
     """A NodeDef of a GraphDef."""
 
-    def __init__(self, view: GraphView, definition: Message) -> None:
-        self.view = view
-        self.definition: Any = definition
-        self.name = self.definition.name
-        self.op = self.definition.op
+    # There are as many as the graph has nodes; without a dictionary each, and without cached_property's lock (before
+    # Python 3.12), they cost a third.
+    __slots__ = ("_inputs", "definition", "name", "op", "view")
 
-    @functools.cached_property
+    def __init__(self, view: GraphView, definition: Any) -> None:
+        self.view = view
+        self.definition = definition
+        self.name = definition.name
+        self.op = definition.op
+        self._inputs: tuple[Edge, ...] | None = None
+
+    @property
     def inputs(self) -> tuple[Edge, ...]:
-        return tuple(self._edge(text) for text in self.definition.input if not text.startswith("^"))
+        if self._inputs is None:
+            node = self.view.node
+            # Most read the first output of a node, which is written as its bare name.
+            self._inputs = tuple(
+                [
+                    Edge(found, 0) if (found := node(text)) else self._edge(text)
+                    for text in self.definition.input
+                    if text[:1] != "^"
+                ]
+            )
+        return self._inputs
 
     def _edge(self, text: str) -> Edge:
-        name, _, index = text.partition(":")
-        node = self.view.node(name)
-        if node is None:
-            raise ModelError(f"reads '{text}', which is not in the graph", where=self.path)
+        view: ProtoGraph = self.view  # type: ignore[assignment]
+        name, colon, index = text.partition(":")
+        node = view.named(name, text, self)
+        if colon and not index.isdecimal():
+            raise ModelError(f"reads '{text}', which is no output", where=self.path)
         return Edge(node, int(index) if index else 0)
 
     def attr(self, name: str, default: Any = None) -> Any:
-        if name not in self.definition.attr:
+        value = self.definition.attr.get(name)
+        if value is None:
             return default
-        return _plain(self.definition.attr[name])
+        which = value.WhichOneof("value")
+        return getattr(value, which) if which in _PLAIN else _plain_attribute(value)
 
 
 class ProtoGraph(GraphView):
@@ -318,11 +342,22 @@ class ProtoGraph(GraphView):
             twice = next(n.name for n in self.graph_def.node if n.name in seen or seen.add(n.name))  # type: ignore[func-returns-value]
             raise ModelError("two nodes have this name", where=twice, expected="every name once")
 
-    def nodes(self) -> Iterator[Node]:
+    def nodes(self) -> Iterator[ProtoNode]:
         return iter(self._nodes.values())
 
-    def node(self, name: str) -> Node | None:
+    def node(self, name: str) -> ProtoNode | None:
         return self._nodes.get(name)
+
+    def named(self, name: str, text: str, reader: Node) -> ProtoNode:
+        """The node of that name.
+
+        Raises:
+            ModelError: there is none; ``reader`` reads it as ``text``.
+        """
+        node = self._nodes.get(name)
+        if node is None:
+            raise ModelError(f"reads '{text}', which is not in the graph", where=reader.path)
+        return node
 
     @functools.cached_property
     def library(self) -> Mapping[str, Any]:
@@ -330,6 +365,8 @@ class ProtoGraph(GraphView):
 
 
 class _BodyNode(ProtoNode):
+    __slots__ = ()
+
     def _edge(self, text: str) -> Edge:
         name, _, output = text.partition(":")
         node = self.view.node(name)
@@ -389,7 +426,9 @@ class FunctionView(GraphView):
 
     def arguments(self, index: int) -> list[Node]:
         """What stands in the body for input ``index`` of the call: an argument, or nothing (a condition, say)."""
-        return [node for node in self.nodes() if isinstance(node, ArgumentNode) and node.outside()[1] == index]
+        arguments = self.definition.signature.input_arg
+        number = index - _FIRST_ARGUMENT[self.call.op]
+        return [self._nodes[arguments[number].name]] if 0 <= number < len(arguments) else []
 
     def results(self) -> list[Edge]:
         """What the body returns, output by output."""
@@ -421,6 +460,7 @@ def _output_index(node: Node, output: str) -> int:
 
 
 def _plain(value: Any) -> Any:
+    """A value of a live graph's attribute, or a part of a stored one, as :meth:`Node.attr` tells it."""
     if isinstance(value, (bool, int, float, str)) or value is None:
         return value
     if isinstance(value, bytes):
@@ -431,15 +471,40 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     kind = type(value).__name__
     if kind == "AttrValue":
-        which = value.WhichOneof("value")
-        if which == "type":
-            return tf.as_dtype(value.type).base_dtype.name
-        if which == "list":
-            fields = [items for field, items in value.list.ListFields()]
-            return [_plain(item) for item in fields[0]] if fields else []
-        return _plain(getattr(value, which)) if which else None
+        return _plain_attribute(value)
     if kind == "TensorShapeProto":
-        return None if value.unknown_rank else tuple(d.size for d in value.dim)
+        return None if value.unknown_rank else tuple([d.size for d in value.dim])
     if kind == "NameAttrList":
         return value.name
     return value
+
+
+def _plain_attribute(value: Any) -> Any:
+    """What an AttrValue holds."""
+    which = value.WhichOneof("value")
+    if which == "type":
+        return _dtype_name(value.type)
+    if which == "list":
+        fields = [items for field, items in value.list.ListFields()]
+        return [_plain(item) for item in fields[0]] if fields else []
+    return _plain(getattr(value, which)) if which else None
+
+
+@functools.cache
+def _dtype_name(number: int) -> str:
+    return str(tf.as_dtype(number).base_dtype.name)
+
+
+def _array(tensor: Any) -> np.ndarray:
+    """What a TensorProto holds. Raw bytes, as weights are stored, are not copied again: a large weight is in memory
+    once."""
+    content = tensor.tensor_content
+    if not content or tensor.dtype == types_pb2.DT_STRING:
+        return tf.make_ndarray(tensor)
+    shape = [dim.size for dim in tensor.tensor_shape.dim]
+    return np.frombuffer(content, _numpy_dtype(tensor.dtype)).reshape(shape)
+
+
+@functools.cache
+def _numpy_dtype(number: int) -> np.dtype[Any]:
+    return np.dtype(tf.as_dtype(number).as_numpy_dtype)

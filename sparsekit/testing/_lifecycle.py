@@ -56,7 +56,7 @@ def check_lifecycle(
     dense = plan()
     data = random.standard_normal(dense.data_shape()).astype(dense.layer.data.dtype.as_numpy_dtype)
     trained = _train(plan(), dense, data, handler, registry)
-    stripped = strip_masks(trained.frozen, registry)
+    stripped = strip_masks(ProtoGraph(trained.frozen), registry)
     _check_nodes(stripped, _freeze_dense(dense, trained.variables), dense, who)
     _check_weight(stripped, trained, dense.decision, registry, who)
     if (_run(stripped, dense, data) != _run(trained.frozen, dense, data)).any():
