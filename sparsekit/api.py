@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from sparsekit.artefact.graph_def import is_graph_def, save_graph_def
 from sparsekit.artefact.model import FrozenGraph, Model, open_model, read_deployed
+from sparsekit.collection import collection_paused
 from sparsekit.config import PruneConfig
 from sparsekit.config_files import load_config
 from sparsekit.deployed_plan import plan_deployed
@@ -135,20 +136,20 @@ def prune(
     Warns:
         UnsupportedTargetWarning: the target has no gain from the pattern; once a call.
     """
-    with _naming(model):
-        planning, opened, chosen = _decide(model, cfg, outputs, target)
     registry = default_registry()
-    patterns = {str(decision.pattern) for decision in planning.plan.pruned} or {"2:4"}
-    warn_or_refuse(chosen, registry.profiles, patterns=sorted(patterns), strict=strict_target)
-    if opened is None:
-        return prune_live(model, planning, registry, record)
-    with _naming(model):
+    with _naming(model), collection_paused():
+        planning, opened, chosen = _decide(model, cfg, outputs, target)
+        patterns = {str(decision.pattern) for decision in planning.plan.pruned} or {"2:4"}
+        warn_or_refuse(chosen, registry.profiles, patterns=sorted(patterns), strict=strict_target)
+        if opened is None:
+            return prune_live(model, planning, registry, record)
         pruned = prune_model(opened, planning.layers, registry)
     if record is not None:
         write_whole(record, Record.of(planning.plan).to_text().encode())
     return PruneResult(planning.plan, model=pruned)
 
 
+@collection_paused()
 def _decide(
     model: Any, cfg: Config, outputs: Any, target: str | None
 ) -> tuple[Planning, Model | None, ChosenTarget | None]:
@@ -183,6 +184,7 @@ def _settings(cfg: Config, target: str | None) -> tuple[PruneConfig, ChosenTarge
     return config, choose_target(target, config.target, os.environ, default_registry().profiles)
 
 
+@collection_paused()
 def strip(masked: Any, *, record: Path | None = None, outputs: Any = None) -> Any:
     """Fold the masks of a masked model into its weights and take the mask ops out.
 
@@ -239,6 +241,7 @@ def save(model: Any, path: Path, second: Path | None = None) -> Path:
     return model.save(path)
 
 
+@collection_paused()
 def verify(
     model: Any,
     *,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -226,13 +227,14 @@ def names_in_use(config: PruneConfig) -> Iterator[tuple[str, str, str]]:
             yield config.places.get((kind, glob), f"{config.source}: {key}"), glob, kind
 
 
+@functools.cache
 def _keys(cls: type) -> list[str]:
     return [field.name for field in attrs.fields(cls) if field.name not in ("source", "places")]
 
 
 def _build(cls: Callable[..., _T], mapping: Any, **more: str) -> _T:
     """``cls`` from a mapping of its keys; unknown keys are refused. The keys are those of ``_keys(cls)``."""
-    keys = _keys(cls)  # type: ignore[arg-type]
+    keys = _keys(cls)
     if not isinstance(mapping, Mapping):
         found = f"{reprlib.repr(mapping)} ({type(mapping).__name__})"
         raise ConfigError(found, expected="a table with some of the keys " + ", ".join(keys))
@@ -244,7 +246,10 @@ def _build(cls: Callable[..., _T], mapping: Any, **more: str) -> _T:
 
 
 def _first_match(globs: Sequence[str], name: str) -> str:
-    return next((glob for glob in globs if fnmatch.fnmatchcase(name, glob)), "")
+    for glob in globs:
+        if fnmatch.fnmatchcase(name, glob):
+            return glob
+    return ""
 
 
 @contextmanager

@@ -97,10 +97,10 @@ class OpHandler:
         site.rewire(masked)
 
     def remove_mask(self, weight: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Fold a mask into the frozen weight.
+        """Fold a mask into the frozen weight. A large weight comes in parts, of whole groups, one call each.
 
         Args:
-            weight: the trained weight.
+            weight: the trained weight; not to be changed.
             mask: bool, of the same shape.
 
         Returns:

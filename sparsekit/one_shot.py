@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
 from sparsekit.artefact.model import Array, Change, Model
 from sparsekit.errors import ModelError
-from sparsekit.pattern import keep_mask
+from sparsekit.handler import OpHandler
+from sparsekit.parts import parts
+from sparsekit.pattern import Index, Pattern, keep_mask
 from sparsekit.planning import PlannedLayer
 from sparsekit.plugins import Registry
 from sparsekit.progress import track
@@ -20,22 +23,63 @@ def prune_model(model: Model, layers: tuple[PlannedLayer, ...], registry: Regist
     Raises:
         ModelError: a weight cannot be read or is not finite.
     """
-    # All of them before anything changes, here and not where masks are chosen: a SavedModel's are when it is saved.
-    for layer in track(layers, "Checking weights"):
-        for _, weight in model.values(layer.source.read):
-            refuse_non_finite(weight, layer.decision.name, layer.decision.weight)
+    if model.changes_later:  # but whether they can be made is said now
+        for layer in track(layers, "Checking weights"):
+            for _, weight in model.values(layer.source.read):
+                refuse_non_finite(weight, layer.decision.name, layer.decision.weight)
     changes: list[Change] = [
-        (layer.source.read, functools.partial(pruned_weight, layer=layer, registry=registry)) for layer in layers
+        (layer.source.read, functools.partial(_checked_and_pruned, layer=layer, registry=registry)) for layer in layers
     ]
     return model.changed(changes)
 
 
-def pruned_weight(weight: Array, layer: PlannedLayer, registry: Registry) -> Array:
-    """A layer's weight with zeros where its criterion wants them."""
+def _checked_and_pruned(weight: Array, layer: PlannedLayer, registry: Registry) -> Array:
+    refuse_non_finite(weight, layer.decision.name, layer.decision.weight)
+    return pruned_weight(weight, layer, registry, overwrite=weight.flags.writeable)
+
+
+def pruned_weight(weight: Array, layer: PlannedLayer, registry: Registry, overwrite: bool = False) -> Array:
+    """A layer's weight with zeros where its criterion wants them.
+
+    Args:
+        weight: the weight.
+        layer: the layer.
+        registry: the plugins.
+        overwrite: the result may be the weight's own memory.
+    """
     decision = layer.decision
-    assert decision.axis is not None and decision.pattern is not None
-    score = registry.criterion(decision.criterion).score(weight, decision.axis)
-    return layer.handlers[0].remove_mask(weight, keep_mask(score, decision.axis, decision.pattern))
+    axis, pattern = decision.axis, decision.pattern
+    assert axis is not None and pattern is not None
+    score = registry.criterion(decision.criterion).score(weight, axis)
+    # A part's scores are read before its weights are written, if they are the weights themselves.
+    in_place = overwrite and (score is weight or not np.may_share_memory(score, weight))
+    return fold(weight, lambda part: keep_mask(score[part], axis, pattern), layer.handlers[0], axis, pattern, in_place)
+
+
+def fold(
+    weight: Array,
+    mask: Callable[[Index], Array],
+    handler: OpHandler,
+    axis: int,
+    pattern: Pattern,
+    overwrite: bool = False,
+) -> Array:
+    """A mask folded into a weight, a part at a time: beside the result, nothing of its size is in memory.
+
+    Args:
+        weight: the weight.
+        mask: gives the mask of a part, bool.
+        handler: folds.
+        axis, pattern: the groups, which are not cut.
+        overwrite: write into the weight's own memory.
+
+    Returns:
+        The pruned weight.
+    """
+    result = weight if overwrite else np.empty(weight.shape, weight.dtype)
+    for part in parts(weight.shape, axis, pattern.m):
+        result[part] = handler.remove_mask(weight[part], mask(part))
+    return result
 
 
 def refuse_non_finite(weight: Array, layer: str, name: str) -> None:
@@ -44,10 +88,11 @@ def refuse_non_finite(weight: Array, layer: str, name: str) -> None:
     Raises:
         ModelError: the weight holds NaN or infinity.
     """
-    finite = np.isfinite(weight)
-    if not finite.all():
-        raise ModelError(
-            f"{int(weight.size - finite.sum())} of {weight.size} values of its weight '{name}' are NaN or infinite",
-            where=layer,
-            hint="Training has diverged; go back to a checkpoint with finite weights.",
-        )
+    if all(np.isfinite(weight[part]).all() for part in parts(weight.shape)):
+        return
+    bad = sum(int(np.count_nonzero(~np.isfinite(weight[part]))) for part in parts(weight.shape))
+    raise ModelError(
+        f"{bad} of {weight.size} values of its weight '{name}' are NaN or infinite",
+        where=layer,
+        hint="Training has diverged; go back to a checkpoint with finite weights.",
+    )

@@ -31,6 +31,8 @@ _PATTERN_TEXT = re.compile(r"\s*([0-9]{1,4})\s*:\s*([0-9]{1,4})\s*")
 
 # The keys of one block and their temporaries stay in a core's L2 cache.
 _BLOCK_BYTES = 3 << 17
+# Arrays of up to this many elements are taken as they lie.
+_SMALL = 1 << 11
 # Below this length a run of neighbours costs more to start than strided reads along the groups do.
 _SHORT_RUN = 8
 
@@ -150,6 +152,9 @@ def keep_mask(score: npt.ArrayLike, axis: int, pattern: Pattern = PATTERN_2_4, o
         out = np.empty(score.shape, np.bool_)
     else:
         _check_out(out, score)
+    if 0 < score.size <= _SMALL and score.shape[axis] % pattern.m == 0 and score.flags.c_contiguous:
+        _fill_small_mask(bits, mask, axis, pattern, out)
+        return out
     for index, piece in _pieces(bits, axis):
         if index is ...:
             _fill_mask(piece, mask, axis, pattern, out)
@@ -317,6 +322,17 @@ def _fill_mask(bits: Array, mask: np.signedinteger[Any] | None, axis: int, patte
                 np.copyto(plane, keep)
             if bools is not result:
                 np.copyto(result, bools)
+
+
+def _fill_small_mask(bits: Array, mask: np.signedinteger[Any] | None, axis: int, pattern: Pattern, out: Array) -> None:
+    """`_fill_mask` where it would take longer to find out how to go through the array than to do it."""
+    shape = bits.shape
+    groups = (math.prod(shape[:axis]), shape[axis] // pattern.m, pattern.m, math.prod(shape[axis + 1 :]))
+    keys, result = bits.reshape(groups), out.reshape(groups)
+    if mask is not None:
+        keys = keys & mask
+    for member, keep in enumerate(keep_planes([keys[:, :, i] for i in range(pattern.m)], pattern.n)):
+        result[:, :, member] = keep
 
 
 def _pieces(array: Array, axis: int) -> Iterator[tuple[Index, Array]]:

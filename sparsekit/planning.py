@@ -218,7 +218,11 @@ def make_plan(
     """
     forward = forward_nodes(view, outputs)
     candidates = [
-        node for top in view.nodes() if top in forward for node in (top, *_inner(top)) if registry.handler(node.op)
+        node
+        for top in view.nodes()
+        if top in forward
+        for node in (_with_inner(top) if view.bodies(top) else (top,))
+        if registry.handler(node.op)
     ]
     _check_names(view, config, candidates, registry)
     heads = _heads(view, config, outputs, candidates)
@@ -256,9 +260,9 @@ def _worth_leaving_dense(decided: list[tuple[LayerDecision, list[_Use]]], heads:
     return tuple(chosen) if len(chosen) < len(pruned) else ()
 
 
-def _inner(node: Node) -> list[Node]:
-    """The nodes of every function body that ``node`` calls, at any depth."""
-    return [deep for body in node.view.bodies(node) for inner in body.nodes() for deep in (inner, *_inner(inner))]
+def _with_inner(node: Node) -> list[Node]:
+    """A node and those of every function body that it calls, at any depth."""
+    return [node, *(deep for body in node.view.bodies(node) for inner in body.nodes() for deep in _with_inner(inner))]
 
 
 def _check_names(view: GraphView, config: PruneConfig, candidates: list[Node], registry: Registry) -> None:
@@ -268,10 +272,13 @@ def _check_names(view: GraphView, config: PruneConfig, candidates: list[Node], r
         if override.criterion is not None:
             registry.criterion(override.criterion)
     layers = [node.path for node in candidates]
+    mentioned = list(names_in_use(config))
+    if not mentioned:
+        return
     everything = {"layer": {*layers, *(node.name for node in view.nodes())}, "type": set(registry.handlers)}
     everything["type"] |= {node.op for node in view.nodes()}
-    for where, glob, kind in names_in_use(config):
-        if any(fnmatchcase(name, glob) for name in everything[kind]):
+    for where, glob, kind in mentioned:
+        if glob in everything[kind] or any(fnmatchcase(name, glob) for name in everything[kind]):
             continue
         near = near_matches(glob, layers if kind == "layer" else registry.handlers)
         raise ConfigError(

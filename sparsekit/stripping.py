@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 
 import attrs
 import numpy as np
@@ -17,6 +18,7 @@ from sparsekit.graph.trace import MASK_ATTRIBUTE, Read, Tracer, Untraceable, han
 from sparsekit.handler import OpHandler
 from sparsekit.masking import SCOPE, MaskDescription
 from sparsekit.one_shot import refuse_non_finite
+from sparsekit.parts import parts
 from sparsekit.pattern import check, keep_mask
 from sparsekit.plugins import Registry
 from sparsekit.progress import track
@@ -198,7 +200,7 @@ class _Folding:
             by_place = {tuple(leaf.location for leaf in read.leaves): read for read in reads}
             self.changes += [(read, change) for read in by_place.values()]
         elif reads[0].is_constant:
-            self._add_constant(layer, reads[0].leaves[0].name, change(weight))
+            self._add_constant(layer, reads[0].leaves[0].name, functools.partial(change, weight))
         else:
             raise ModelError(
                 f"its weight '{reads[0].leaves[0].name}' is read without the mask too, by '{other}'",
@@ -207,7 +209,7 @@ class _Folding:
                 hint=_FREEZE,
             )
 
-    def _add_constant(self, layer: _MaskedLayer, leaf: str, pruned: Array) -> None:
+    def _add_constant(self, layer: _MaskedLayer, leaf: str, pruned: Callable[[], Array]) -> None:
         """Somebody else reads the dense weight (a loss that was frozen with the graph): it must stay for them."""
         name = f"{leaf}_pruned"
         while self._view.node(name) or any(name == added for _, added, _ in self.edits.added):
@@ -293,7 +295,8 @@ def _mask(layer: _MaskedLayer, model: Model, weight: Array, registry: Registry) 
             where=layer.name,
             expected="the graph as it was frozen or exported",
         )
-    if not np.isin(mask, (0, 1)).all() or check(mask, description.axis, description.pattern).violations:
+    only_0_and_1 = all(((mask[part] == 0) | (mask[part] == 1)).all() for part in parts(mask.shape))
+    if not only_0_and_1 or check(mask, description.axis, description.pattern).violations:
         raise ModelError(
             f"its stored mask is no {description.pattern} mask along axis {description.axis}",
             where=layer.name,

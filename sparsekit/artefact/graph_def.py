@@ -13,6 +13,7 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from sparsekit.artefact.well_formed import check_graph_def
 from sparsekit.errors import ModelError, SaveError
+from sparsekit.graph.node import ProtoGraph
 from sparsekit.reading import read_proto
 from sparsekit.writing import write_whole
 
@@ -28,6 +29,15 @@ def is_graph_def(model: Any) -> bool:
 
 def load_graph_def(model: Any) -> Any:
     """A GraphDef as it is, or the GraphDef in a .pb file; it holds together.
+
+    Raises:
+        MissingFileError, ModelError: see :func:`load_graph`.
+    """
+    return load_graph(model).graph_def
+
+
+def load_graph(model: Any) -> ProtoGraph:
+    """A view of a GraphDef, or of the GraphDef in a .pb file; it holds together.
 
     Raises:
         MissingFileError: there is no such file.
@@ -47,8 +57,7 @@ def load_graph_def(model: Any) -> Any:
             expected="a GraphDef or the path of a frozen .pb",
             hint=_FREEZE if hasattr(model, "as_graph_def") else "",
         )
-    check_graph_def(graph_def, source)
-    return graph_def
+    return check_graph_def(graph_def, source)
 
 
 def _parse(data: bytes, source: str) -> Any:

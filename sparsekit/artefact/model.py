@@ -21,7 +21,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from sparsekit.artefact.bundle import patch
 from sparsekit.artefact.bundle_copy import copy_without
 from sparsekit.artefact.deployed import DeployedLayer
-from sparsekit.artefact.graph_def import load_graph_def, save_graph_def
+from sparsekit.artefact.graph_def import load_graph, save_graph_def
 from sparsekit.artefact.rewriting import Edits, rewritten
 from sparsekit.artefact.saved_model import VARIABLES, MetaGraph, SavedModel, VariableKeys
 from sparsekit.artefact.variable_removal import without_variables
@@ -33,7 +33,7 @@ from sparsekit.writing import staged_folder
 
 Array: TypeAlias = NDArray[Any]
 Change: TypeAlias = tuple[Read, Callable[[Array], Array]]
-"""A stored weight, and what becomes of its value."""
+"""A stored weight, and what becomes of its value; the value that is passed may be overwritten where it can."""
 
 
 # A stored tensor belongs to one weight, which is read a few times. One that is a part of many could make a small file
@@ -58,6 +58,7 @@ class Model(abc.ABC):
         source: its path, or what it is, for messages.
         graph_def: the graph that is planned on.
         outputs: the operations whose results are used, None where the model does not say.
+        changes_later: changed values are only computed when it is saved.
         main_outputs: those of ``outputs`` that one run asks for: several signatures often compute the same.
         holds_more: whether the graph may hold more than its outputs need: savers, initializers, losses.
     """
@@ -67,6 +68,7 @@ class Model(abc.ABC):
     outputs: tuple[str, ...] | None = None
     main_outputs: tuple[str, ...] | None = None
     holds_more: bool = False
+    changes_later = False
 
     @functools.cached_property
     def view(self) -> ProtoGraph:
@@ -131,6 +133,10 @@ class Model(abc.ABC):
             ModelError: a value cannot be read, or a node that stays uses one that goes.
         """
 
+    def _changed_value(self, read: Read, change: Callable[[Array], Array]) -> Array:
+        ((_, value),) = self.values(read)
+        return change(value)
+
     @abc.abstractmethod
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it, in the kind it came in, whole or not at all.
@@ -152,7 +158,8 @@ def open_model(model: Any) -> Model:
     if isinstance(model, (str, os.PathLike)) and Path(model).is_dir():
         return SavedModelFolder(SavedModel.open(model))
     source = os.fsdecode(model) if isinstance(model, (str, os.PathLike)) else "the graph"
-    return FrozenGraph(load_graph_def(model), source)
+    graph = load_graph(model)
+    return FrozenGraph(graph.graph_def, source, graph)
 
 
 def read_deployed(model: object) -> list[DeployedLayer] | None:
@@ -182,11 +189,14 @@ class FrozenGraph(Model):
     Args:
         graph_def: the GraphDef.
         source: where it came from.
+        view: of the GraphDef, where there is one already.
     """
 
-    def __init__(self, graph_def: Any, source: str = "the graph") -> None:
+    def __init__(self, graph_def: Any, source: str = "the graph", view: ProtoGraph | None = None) -> None:
         self.graph_def = graph_def
         self.source = source
+        if view is not None:
+            self.view = view
 
     def obstacle(self, read: Read) -> str:
         variable = next((leaf for leaf in read.leaves if leaf.op != "Const"), None)
@@ -216,8 +226,7 @@ class FrozenGraph(Model):
     def changed(self, changes: Iterable[Change], edits: Edits | None = None) -> FrozenGraph:
         edits = attrs.evolve(edits, values=dict(edits.values)) if edits else Edits()
         for read, change in changes:
-            for _, value in self.values(read):
-                edits.values |= {leaf.location: part for leaf, part in read.split(change(value))}
+            edits.change(read, functools.partial(self._changed_value, read, change))
         return FrozenGraph(rewritten(self.graph_def, edits), self.source)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -235,6 +244,7 @@ class SavedModelFolder(Model):
         forgotten: keys of the bundle that are not saved.
     """
 
+    changes_later = True
     holds_more = True
 
     def __init__(
@@ -251,6 +261,8 @@ class SavedModelFolder(Model):
         self._forgotten = frozenset(forgotten)
         self.source = str(saved_model.folder)
         self.graph_def = (edited or self._meta_graph).graph_def
+        if edited is None:
+            self.view = self._meta_graph.view
         self.outputs, self.main_outputs = _signature_outputs(self._meta_graph)
 
     @functools.cached_property
@@ -388,8 +400,7 @@ class SavedModelFolder(Model):
         edits = Edits()
         for read, change in self._changes:
             if read.is_constant:
-                ((_, value),) = self.values(read)
-                edits.values |= {leaf.location: part for leaf, part in read.split(change(value))}
+                edits.change(read, functools.partial(self._changed_value, read, change))
         if not edits.values and self._edited is None:
             return
         proto = type(self._saved_model.proto)()

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import attrs
 import numpy as np
 from google.protobuf.message import Message
-from tensorflow.core.framework import graph_pb2, tensor_pb2
+from tensorflow.core.framework import graph_pb2
 
 from sparsekit.errors import ModelError
+from sparsekit.graph.trace import Read
 
 
 @attrs.define
 class Edits:
-    """What changes in a graph."""
+    """What changes in a graph. New values are asked for when they are written, one at a time."""
 
-    values: dict[tuple[str, str], np.ndarray] = attrs.Factory(dict)
+    values: dict[tuple[str, str], Callable[[], np.ndarray]] = attrs.Factory(dict)
     """New values of constants, by location: (function name, "" for the main graph; node name)."""
     removed: set[str] = attrs.Factory(set)
     """Nodes of the main graph that go."""
     inputs: dict[str, str] = attrs.Factory(dict)
     """For a removed node, what its readers read instead."""
-    added: list[tuple[str, str, np.ndarray]] = attrs.Factory(list)
+    added: list[tuple[str, str, Callable[[], np.ndarray]]] = attrs.Factory(list)
     """New constants of the main graph: (the constant to stand beside, name, value)."""
+
+    def change(self, read: Read, value: Callable[[], np.ndarray]) -> None:
+        """Give the constants that a weight is read from a new value; ``value`` is called once."""
+        if read.concat_axis is None:
+            self.values[read.leaves[0].location] = value
+            return
+        split: dict[tuple[str, str], np.ndarray] = {}
+
+        def part(location: tuple[str, str]) -> np.ndarray:
+            if not split:
+                split.update((leaf.location, cut) for leaf, cut in read.split(value()))
+            return split.pop(location)
+
+        self.values |= {leaf.location: functools.partial(part, leaf.location) for leaf in read.leaves}
 
 
 def rewritten(graph_def: Any, edits: Edits) -> Any:
@@ -36,15 +53,18 @@ def rewritten(graph_def: Any, edits: Edits) -> Any:
     for field, content in graph_def.ListFields():
         if field.name not in ("node", "library"):
             _copy_field(field.name, content, result)
-    beside: dict[str, list[tuple[str, np.ndarray]]] = {}
+    beside: dict[str, list[tuple[str, Callable[[], np.ndarray]]]] = {}
     for leaf, name, value in edits.added:
         beside.setdefault(leaf, []).append((name, value))
+    values = {name: value for (function, name), value in edits.values.items() if not function}
     for node in graph_def.node:
-        if node.name in edits.removed:
+        old_name = node.name
+        if old_name in edits.removed:
             continue
-        _copy(node, result.node, edits.values.get(("", node.name)))
-        _redirect(result.node[-1], edits)
-        for name, value in beside.get(node.name, ()):
+        _copy(node, result.node, values.get(old_name))
+        if edits.removed:
+            _redirect(result.node[-1], edits)
+        for name, value in beside.get(old_name, ()):
             _copy(node, result.node, value)
             result.node[-1].name = name
     if graph_def.HasField("library"):
@@ -76,28 +96,39 @@ def _copy_library(library: Any, result: Any, edits: Edits) -> None:
                 _copy(node, copy.node_def, edits.values.get((function.signature.name, node.name)))
 
 
-def _copy(node: Any, nodes: Any, value: np.ndarray | None) -> None:
+def _copy(node: Any, nodes: Any, value: Callable[[], np.ndarray] | None) -> None:
     """Append a copy of a node; of a constant with a new value, the old value is never copied."""
     if value is None:
         nodes.add().CopyFrom(node)
         return
-    copy = nodes.add(name=node.name, op=node.op, device=node.device, input=node.input)
-    for key, attribute in node.attr.items():
+    copy = nodes.add()
+    copy.name, copy.op, copy.device = node.name, node.op, node.device
+    copy.input.extend(node.input)
+    attributes, new_attributes = node.attr, copy.attr
+    for key in attributes:
         if key != "value":
-            copy.attr[key].CopyFrom(attribute)
-    old = node.attr["value"].tensor
-    tensor = tensor_pb2.TensorProto(dtype=old.dtype, tensor_content=np.ascontiguousarray(value).tobytes())
-    tensor.version_number = old.version_number
-    if tuple(d.size for d in old.tensor_shape.dim) == value.shape:
-        tensor.tensor_shape.CopyFrom(old.tensor_shape)
+            new_attributes[key].CopyFrom(attributes[key])
+    old, new = attributes["value"].tensor, new_attributes["value"].tensor
+    shape, content = _content(value)
+    # Set where it stays: a message that is made first and copied then would be in memory twice.
+    new.dtype = old.dtype
+    new.version_number = old.version_number
+    new.tensor_content = content
+    if tuple(d.size for d in old.tensor_shape.dim) == shape:
+        new.tensor_shape.CopyFrom(old.tensor_shape)
     else:
-        for size in value.shape:
-            tensor.tensor_shape.dim.add(size=size)
-    copy.attr["value"].tensor.CopyFrom(tensor)
+        for size in shape:
+            new.tensor_shape.dim.add(size=size)
     if node.HasField("experimental_debug_info"):
         copy.experimental_debug_info.CopyFrom(node.experimental_debug_info)
     if node.HasField("experimental_type"):
         copy.experimental_type.CopyFrom(node.experimental_type)
+
+
+def _content(value: Callable[[], np.ndarray]) -> tuple[tuple[int, ...], bytes]:
+    """Shape and bytes; the array itself is gone when it returns."""
+    array = value()
+    return array.shape, array.tobytes()
 
 
 def _redirect(node: Any, edits: Edits) -> None:

@@ -54,11 +54,13 @@ class MetaGraph:
         proto: the MetaGraphDef.
         tags: its tags, sorted.
         where: it, for messages.
+        view: of its main graph.
     """
 
     proto: Any
     tags: tuple[str, ...]
     where: str
+    view: ProtoGraph
 
     @property
     def graph_def(self) -> Any:
@@ -164,8 +166,8 @@ class SavedModel:
         for meta_graph in proto.meta_graphs:
             tags = tuple(sorted(meta_graph.meta_info_def.tags))
             where = f"{file}, tags {list(tags)}" if len(proto.meta_graphs) > 1 else str(file)
-            check_graph_def(meta_graph.graph_def, where)
-            meta_graphs.append(MetaGraph(meta_graph, tags, where))
+            view = check_graph_def(meta_graph.graph_def, where)
+            meta_graphs.append(MetaGraph(meta_graph, tags, where, view))
         return cls(folder, file, proto, tuple(meta_graphs), _bundle(folder))
 
     def meta_graph(self, tags: Iterable[str] | None = None) -> MetaGraph:
@@ -193,7 +195,7 @@ class SavedModel:
         Raises:
             MissingFileError, ModelError: the graph, its functions or its object graph do not hold together.
         """
-        graph = ProtoGraph(meta_graph.graph_def)
+        graph = meta_graph.view
         session = _session_keys(graph, meta_graph)
         captures: dict[str, tuple[str | None, ...]] = {}
         objects = session

@@ -11,8 +11,10 @@ from tensorflow.core.framework import types_pb2
 from tensorflow.python.framework import op_def_registry
 
 from sparsekit.errors import ModelError
+from sparsekit.graph.node import Node, ProtoGraph, ProtoNode
 
 _DTYPES = frozenset(types_pb2.DataType.values())
+_BACKWARD = ("NextIteration", "RefNextIteration")
 # Names go into messages and tables, several times a layer.
 _MAX_NAME = 4_096
 _MAX_RANK = 254  # TensorFlow's own limit
@@ -23,7 +25,7 @@ _MAX_REPEATED = 1 << 26
 _DAMAGED = "The model is damaged or was cut off; write it again."
 
 
-def check_graph_def(graph_def: Any, source: str) -> None:
+def check_graph_def(graph_def: Any, source: str) -> ProtoGraph:
     """Check names, edges, numbers of inputs, dtypes, constants; unknown ops are passed over. Of function bodies: names,
     edges and constants.
 
@@ -31,17 +33,28 @@ def check_graph_def(graph_def: Any, source: str) -> None:
         graph_def: the GraphDef.
         source: where it came from, for messages.
 
+    Returns:
+        A view of it, with what was read of it on the way.
+
     Raises:
         ModelError: it does not hold together; the message names the node.
     """
-    nodes: dict[str, Any] = {}
-    for node in graph_def.node:
-        if node.name in nodes:
-            raise _error(source, node, "two nodes have this name", "every name once")
-        nodes[node.name] = node
-    for node in graph_def.node:
-        _check_node(node, nodes, source)
-    _check_order(nodes, source)
+    try:
+        view = ProtoGraph(graph_def)
+    except ModelError as error:
+        raise ModelError(
+            error.found, where=f"{source}: {error.where}", expected=error.expected, hint=_DAMAGED
+        ) from error
+    # Nearly every graph that TensorFlow writes has its nodes in order, so that nothing can go round in a circle.
+    behind: set[Node] = set()
+    ordered = True
+    for node in view.nodes():
+        for read in _checked_inputs(node, view, source):
+            ordered = ordered and (read in behind or read.op in _BACKWARD)
+        behind.add(node)
+    if not ordered:
+        nodes = {node.name: node.definition for node in view.nodes()}
+        _check_order(nodes, source)
     functions: set[str] = set()
     for function in graph_def.library.function:
         name = function.signature.name
@@ -51,6 +64,7 @@ def check_graph_def(graph_def: Any, source: str) -> None:
         functions.add(name)
         _check_body(function, f"{source}: function '{name}'")
     _check_repeated(graph_def, source)
+    return view
 
 
 def _check_body(function: Any, source: str) -> None:
@@ -68,7 +82,7 @@ def _check_body(function: Any, source: str) -> None:
         if node.op == "Const":
             _check_constant(node, source)
         count = sum(not text.startswith("^") for text in node.input)
-        expected = _input_count(node)
+        expected = _input_count(node.op, node.attr)
         if expected is not None and count != expected:
             raise _error(source, node, f"is a {node.op} with {count} inputs", f"{expected}")
         for text in node.input:
@@ -85,23 +99,29 @@ def _check_body(function: Any, source: str) -> None:
     _check_order(nodes, source)
 
 
-def _check_node(node: Any, nodes: dict[str, Any], source: str) -> None:
-    _check_text(node, source)
-    data = [text for text in node.input if not text.startswith("^")]
-    for text in node.input:
-        name, colon, index = text.removeprefix("^").partition(":")
-        if name not in nodes:
-            raise _error(source, node, f"reads '{text[:200]}', which is not in the graph")
-        if not _is_index(index, bool(colon)):
-            raise _error(source, node, f"reads '{text[:200]}', which is no output")
-    expected = _input_count(node)
-    if expected is not None and len(data) != expected:
-        raise _error(source, node, f"is a {node.op} with {len(data)} inputs", f"{expected}")
-    if node.op == "Const":
-        _check_constant(node, source)
-    for name, attribute in node.attr.items():
-        if attribute.HasField("type") and attribute.type not in _DTYPES:
-            raise _error(source, node, f"its attribute '{name}' is no dtype ({attribute.type})")
+def _checked_inputs(node: ProtoNode, view: ProtoGraph, source: str) -> list[Node]:
+    """What a node of the main graph reads, by control inputs too; the node is checked."""
+    definition, op = node.definition, node.op
+    _check_text(definition, source)
+    try:
+        edges = node.inputs
+        reads = [edge.node for edge in edges]
+        if len(reads) < len(definition.input):
+            controls = [text for text in definition.input if text.startswith("^")]
+            reads += [view.named(text[1:].partition(":")[0], text, node) for text in controls]
+    except ModelError as error:
+        raise _error(source, definition, error.found[:200]) from error
+    attributes = definition.attr
+    expected = _input_count(op, attributes)
+    if expected is not None and len(edges) != expected:
+        raise _error(source, definition, f"is a {op} with {len(edges)} inputs", f"{expected}")
+    if op == "Const":
+        _check_constant(definition, source)
+    for key in attributes:
+        # Of an attribute that is no dtype this is 0, which is one.
+        if attributes[key].type not in _DTYPES:
+            raise _error(source, definition, f"its attribute '{key}' is no dtype ({attributes[key].type})")
+    return reads
 
 
 def _is_index(text: str, needed: bool) -> bool:
@@ -162,28 +182,31 @@ def _stored_elements(tensor: Any) -> int:
     return max((len(value) for value in fields if hasattr(value, "__len__")), default=0)
 
 
-def _input_count(node: Any) -> int | None:
+def _input_count(op: str, attributes: Any) -> int | None:
     """How many data inputs the node must have, None where its op is unknown."""
-    arguments = _input_arguments(node.op)
-    if arguments is None:
-        return None
+    arguments = _input_arguments(op)
+    if arguments is None or isinstance(arguments, int):
+        return arguments
     count = 0
     for repeats, types in arguments:
+        # Asked for a key that it lacks, a map of messages makes it: the graph would be changed.
         if repeats:
-            count += node.attr[repeats].i
+            count += attributes[repeats].i if repeats in attributes else 0
         elif types:
-            count += len(node.attr[types].list.type)
+            count += len(attributes[types].list.type) if types in attributes else 0
         else:
             count += 1
     return count
 
 
 @functools.cache
-def _input_arguments(op: str) -> tuple[tuple[str, str], ...] | None:
+def _input_arguments(op: str) -> int | tuple[tuple[str, str], ...] | None:
+    """How many inputs an op has, or which attributes tell that, argument by argument; None where it is unknown."""
     definition = op_def_registry.get(op)
     if definition is None:
         return None
-    return tuple((argument.number_attr, argument.type_list_attr) for argument in definition.input_arg)
+    arguments = tuple((argument.number_attr, argument.type_list_attr) for argument in definition.input_arg)
+    return arguments if any(map(any, arguments)) else len(arguments)
 
 
 def _check_order(nodes: dict[str, Any], source: str) -> None:
@@ -194,7 +217,7 @@ def _check_order(nodes: dict[str, Any], source: str) -> None:
         for text in node.input:
             read = text.removeprefix("^").partition(":")[0]
             # An argument of a function depends on nothing in it.
-            if read in nodes and nodes[read].op not in ("NextIteration", "RefNextIteration"):
+            if read in nodes and nodes[read].op not in _BACKWARD:
                 waiting[name] += 1
                 readers[read].append(name)
     ready = [name for name, count in waiting.items() if not count]

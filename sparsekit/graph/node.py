@@ -15,6 +15,7 @@ import attrs
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import Message
+from tensorflow.core.framework import types_pb2
 from tensorflow.python.framework import op_def_registry
 
 from sparsekit.errors import ModelError
@@ -36,6 +37,8 @@ _FIRST_ARGUMENT = {
 }
 
 
+# The kinds of attributes that are told as they are stored.
+_PLAIN = frozenset(("b", "i", "f", "tensor"))
 # Functions are looked at once for every call of them, so that a small file may ask for much: this many bodies, nodes in
 # them and characters of their paths are no work of an exporter.
 _MAX_BODIES = 20_000
@@ -44,9 +47,9 @@ _MAX_INNER_NAMES = 1 << 28
 _MAX_DEPTH = 60
 
 
-@attrs.frozen
+@attrs.define(unsafe_hash=True)
 class Edge:
-    """Output ``index`` of ``node``, read by somebody."""
+    """Output ``index`` of ``node``, read by somebody. (Freezing it would double what it costs, once per input.)"""
 
     node: Node
     index: int
@@ -62,6 +65,7 @@ class Node(abc.ABC):
         view: the graph or function body that holds it.
     """
 
+    __slots__ = ()
     name: str
     op: str
     view: GraphView
@@ -122,7 +126,7 @@ class Node(abc.ABC):
         return False
 
     def constant(self) -> np.ndarray | None:
-        """The value of a constant, None for any other op.
+        """The value of a constant, read-only where possible; None for any other op.
 
         Raises:
             ModelError: the stored tensor does not match its own shape.
@@ -130,7 +134,7 @@ class Node(abc.ABC):
         if self.op != "Const":
             return None
         try:
-            return tf.make_ndarray(self.attr("value"))
+            return _array(self.attr("value"))
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ModelError(f"its value cannot be read ({error})", where=self.path) from error
 
@@ -178,6 +182,8 @@ class GraphView(abc.ABC):
 
     def bodies(self, call: Node) -> tuple[FunctionView, ...]:
         """The function bodies that a node of this view calls, seen from this very call; the same ones every time."""
+        if call.op not in _FIRST_ARGUMENT:
+            return ()
         if call not in self._bodies:
             called = [(role, self.library[name]) for role, name in call.calls() if name in self.library]
             for role, definition in called:
@@ -310,33 +316,49 @@ class LiveGraph(GraphView):
 class ProtoNode(Node):
     """A NodeDef of a GraphDef."""
 
-    def __init__(self, view: GraphView, definition: Message) -> None:
-        self.view = view
-        self.definition: Any = definition
-        self.name = self.definition.name
-        self.op = self.definition.op
+    # There are as many as the graph has nodes; without a dictionary each, and without cached_property's lock (before
+    # Python 3.12), they cost a third.
+    __slots__ = ("_inputs", "definition", "name", "op", "view")
 
-    @functools.cached_property
+    def __init__(self, view: GraphView, definition: Any) -> None:
+        self.view = view
+        self.definition = definition
+        self.name = definition.name
+        self.op = definition.op
+        self._inputs: tuple[Edge, ...] | None = None
+
+    @property
     def inputs(self) -> tuple[Edge, ...]:
-        return tuple(self._edge(text) for text in self.definition.input if not text.startswith("^"))
+        if self._inputs is None:
+            node = self.view.node
+            # Most read the first output of a node, which is written as its bare name.
+            self._inputs = tuple(
+                [
+                    Edge(found, 0) if (found := node(text)) else self._edge(text)
+                    for text in self.definition.input
+                    if text[:1] != "^"
+                ]
+            )
+        return self._inputs
 
     def _edge(self, text: str) -> Edge:
-        name, _, index = text.partition(":")
-        node = self.view.node(name)
-        if node is None:
-            raise ModelError(f"reads '{text}', which is not in the graph", where=self.path)
+        view: ProtoGraph = self.view  # type: ignore[assignment]
+        name, colon, index = text.partition(":")
+        node = view.named(name, text, self)
+        if colon and not (index.isdecimal() and len(index) < 10):
+            raise ModelError(f"reads '{text}', which is no output", where=self.path)
         return Edge(node, int(index) if index else 0)
 
     def attr(self, name: str, default: Any = None) -> Any:
-        if name not in self.definition.attr:
+        value = self.definition.attr.get(name)
+        if value is None:
             return default
-        value = self.definition.attr[name]
         found, expected = value.WhichOneof("value"), _attribute_fields(self.op).get(name)
         if found == "placeholder":  # of a function that is generic; no exporter leaves one
             return default
         if expected is not None and found not in (None, expected):
             raise ModelError(f"its attribute '{name}' is given as '{found}'", where=self.path, expected=f"'{expected}'")
-        return _plain(value)
+        return getattr(value, found) if found in _PLAIN else _plain_attribute(value)
 
 
 class ProtoGraph(GraphView):
@@ -354,11 +376,22 @@ class ProtoGraph(GraphView):
             twice = next(n.name for n in self.graph_def.node if n.name in seen or seen.add(n.name))  # type: ignore[func-returns-value]
             raise ModelError("two nodes have this name", where=twice, expected="every name once")
 
-    def nodes(self) -> Iterator[Node]:
+    def nodes(self) -> Iterator[ProtoNode]:
         return iter(self._nodes.values())
 
-    def node(self, name: str) -> Node | None:
+    def node(self, name: str) -> ProtoNode | None:
         return self._nodes.get(name)
+
+    def named(self, name: str, text: str, reader: Node) -> ProtoNode:
+        """The node of that name.
+
+        Raises:
+            ModelError: there is none; ``reader`` reads it as ``text``.
+        """
+        node = self._nodes.get(name)
+        if node is None:
+            raise ModelError(f"reads '{text}', which is not in the graph", where=reader.path)
+        return node
 
     @functools.cached_property
     def library(self) -> Mapping[str, Any]:
@@ -366,6 +399,8 @@ class ProtoGraph(GraphView):
 
 
 class _BodyNode(ProtoNode):
+    __slots__ = ()
+
     def _edge(self, text: str) -> Edge:
         name, _, output = text.partition(":")
         node = self.view.node(name)
@@ -481,6 +516,7 @@ def _output_index(node: Node, output: str) -> int:
 
 
 def _plain(value: Any) -> Any:
+    """A value of a live graph's attribute, or a part of a stored one, as :meth:`Node.attr` tells it."""
     if isinstance(value, (bool, int, float, str)) or value is None:
         return value
     if isinstance(value, bytes):
@@ -491,25 +527,46 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     kind = type(value).__name__
     if kind == "AttrValue":
-        which = value.WhichOneof("value")
-        if which == "type":
-            return _dtype_name(value.type)
-        if which == "list":
-            fields = value.list.ListFields()
-            if fields and fields[0][0].name == "type":
-                return [_dtype_name(number) for number in fields[0][1]]
-            return [_plain(item) for item in fields[0][1]] if fields else []
-        return _plain(getattr(value, which)) if which else None
+        return _plain_attribute(value)
     if kind == "TensorShapeProto":
-        return None if value.unknown_rank else tuple(d.size for d in value.dim)
+        return None if value.unknown_rank else tuple([d.size for d in value.dim])
     if kind == "NameAttrList":
         return value.name
     return value
 
 
+def _plain_attribute(value: Any) -> Any:
+    """What an AttrValue holds."""
+    which = value.WhichOneof("value")
+    if which == "type":
+        return _dtype_name(value.type)
+    if which == "list":
+        fields = value.list.ListFields()
+        if fields and fields[0][0].name == "type":
+            return [_dtype_name(number) for number in fields[0][1]]
+        return [_plain(item) for item in fields[0][1]] if fields else []
+    return _plain(getattr(value, which)) if which else None
+
+
+@functools.cache
 def _dtype_name(number: int) -> str | None:
     """The name of a dtype, None where the number stands for none."""
     try:
         return str(tf.as_dtype(number).base_dtype.name)
     except TypeError:
         return None
+
+
+def _array(tensor: Any) -> np.ndarray:
+    """What a TensorProto holds. Raw bytes, as weights are stored, are not copied again: a large weight is in memory
+    once."""
+    content = tensor.tensor_content
+    if not content or tensor.dtype == types_pb2.DT_STRING:
+        return tf.make_ndarray(tensor)
+    shape = [dim.size for dim in tensor.tensor_shape.dim]
+    return np.frombuffer(content, _numpy_dtype(tensor.dtype)).reshape(shape)
+
+
+@functools.cache
+def _numpy_dtype(number: int) -> np.dtype[Any]:
+    return np.dtype(tf.as_dtype(number).as_numpy_dtype)

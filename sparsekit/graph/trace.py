@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -144,12 +145,12 @@ class Read:
     @property
     def shape(self) -> tuple[int, ...] | None:
         """The shape of the whole, None where unknown."""
+        if self.concat_axis is None:
+            return _leaf_shape(self.leaves[0])
         shapes = [_leaf_shape(leaf) for leaf in self.leaves]
         known = [shape for shape in shapes if shape is not None]
         if len(known) < len(shapes):
             return None
-        if self.concat_axis is None:
-            return known[0]
         whole = list(known[0])
         whole[self.concat_axis] = sum(shape[self.concat_axis] for shape in known)
         return tuple(whole)
@@ -203,7 +204,8 @@ class Tracer:
         back = [op]
         while True:
             edge = consumer.inputs[index]
-            read = self.read(edge)
+            # What is read through an identity is what is read before it, which was nothing: asked once for all of them.
+            read = None if consumer is not op and consumer.op == "Identity" else self.read(edge)
             if isinstance(read, Untraceable):
                 return read
             if read is not None:
@@ -224,7 +226,7 @@ class Tracer:
             return found
         axis, shape_at_op = found
         return WeightSource(
-            key=(*(_identity(leaf) for leaf in read.leaves), read.concat_axis),
+            key=(*[_identity(leaf) for leaf in read.leaves], read.concat_axis),
             read=read,
             tensor=edge,
             consumer=consumer,
@@ -241,8 +243,10 @@ class Tracer:
         """What ``edge`` reads as it is stored; None if something stands between."""
         node = self._before_identities(edge.node)
         if node.op == "Const" or node.op in ("VariableV2", "Variable"):
+            if not isinstance(node.view, FunctionView):
+                return Read((node,))
             inside = Untraceable("weight-inside-function", f"its weight '{node.path}' lies inside a function")
-            return Read((node,), out_of_reach=inside if isinstance(node.view, FunctionView) else None)
+            return Read((node,), out_of_reach=inside)
         if node.op == "ReadVariableOp":
             return self._read_resource(node)
         if node.op == "ConcatV2":
@@ -392,9 +396,14 @@ class Tracer:
 
 
 def _is_data_source(node: Node) -> bool:
-    if _RANDOM.search(node.op) or node.op.startswith("Placeholder"):
+    if _makes_data(node.op):
         return True
     return not node.inputs and node.op not in (*_VARIABLES, "Const", "NoOp")
+
+
+@functools.cache
+def _makes_data(op: str) -> bool:
+    return bool(_RANDOM.search(op)) or op.startswith("Placeholder")
 
 
 def _goes_round_unchanged(merge: Node, back: Node) -> bool:
@@ -410,16 +419,18 @@ def _goes_round_unchanged(merge: Node, back: Node) -> bool:
 def _identity(leaf: Node) -> object:
     """What two nodes share that stand for one variable."""
     function, name = leaf.location
+    if leaf.op == "Const":
+        return (function, "", name)
     return (function, leaf.attr("container", ""), leaf.attr("shared_name", "") or name)
 
 
 def _leaf_shape(leaf: Node) -> tuple[int, ...] | None:
     if leaf.op == "Const":
         value = leaf.attr("value")
-        shape = tuple(d.size for d in value.tensor_shape.dim)
+        shape = tuple([d.size for d in value.tensor_shape.dim])
     else:
         shape = leaf.attr("shape")
-    return None if shape is None or any(size < 0 for size in shape) else tuple(shape)
+    return None if shape is None or (shape and min(shape) < 0) else tuple(shape)
 
 
 def _axis_at_source(
