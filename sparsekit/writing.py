@@ -84,6 +84,25 @@ def staged_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def copy_folder(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Copy what lies in a folder into another one. Links are followed, since the copy may be written to.
+
+    Raises:
+        OSError: the first thing that goes wrong. (``shutil.copytree`` goes on, and raises a list without reasons.)
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    # Bottom-up, since a folder that may not be written to gets its mode when all lies in it.
+    for folder, _, names in os.walk(source, topdown=False, onerror=fail, followlinks=True):
+        place = Path(target, os.path.relpath(folder, source))
+        place.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            shutil.copy2(Path(folder, name), place / name)
+        shutil.copystat(folder, place)
+
+
 def _flush(file: Path) -> None:
     with file.open("rb") as opened:
         os.fsync(opened.fileno())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import functools
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,7 +20,7 @@ from sparsekit.artefact.saved_model import MetaGraph, SavedModel, VariableKeys
 from sparsekit.errors import ModelError, SaveError
 from sparsekit.graph.node import Node, ProtoGraph
 from sparsekit.graph.trace import Read
-from sparsekit.writing import staged_folder
+from sparsekit.writing import copy_folder, staged_folder
 
 Array: TypeAlias = NDArray[Any]
 Change: TypeAlias = tuple[Read, Callable[[Array], Array]]
@@ -215,8 +214,7 @@ class SavedModelFolder(Model):
     def save(self, path: str | os.PathLike[str]) -> Path:
         _refuse_destination(Path(path), self._saved_model.folder)
         with staged_folder(path) as copy:
-            # Links are followed, since the copy is written to.
-            shutil.copytree(self._saved_model.folder, copy, dirs_exist_ok=True)
+            copy_folder(self._saved_model.folder, copy)
             if not all(read.is_constant for read, _ in self._changes):
                 patch(copy / "variables" / "variables", self._patches())
             self._rewrite_constants(copy)
