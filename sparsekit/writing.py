@@ -8,7 +8,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sparsekit.errors import SaveError, SparsekitError
@@ -82,6 +82,32 @@ def staged_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
                 os.rename(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def copy_folder(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], is_left_out: Callable[[Path], bool]
+) -> None:
+    """Copy what lies in a folder into another one. Links are followed, since the copy may be written to.
+
+    Args:
+        source, target: the folders.
+        is_left_out: asked for every file of ``source``.
+
+    Raises:
+        OSError: the first thing that goes wrong. (``shutil.copytree`` goes on, and raises a list without reasons.)
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    # Bottom-up, since a folder that may not be written to gets its mode when all lies in it.
+    for folder, _, names in os.walk(source, topdown=False, onerror=fail, followlinks=True):
+        place = Path(target, os.path.relpath(folder, source))
+        place.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            if not is_left_out(Path(folder, name)):
+                shutil.copy2(Path(folder, name), place / name)
+        shutil.copystat(folder, place)
 
 
 def _flush(file: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import functools
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -29,7 +28,7 @@ from sparsekit.errors import ModelError, SaveError
 from sparsekit.graph.node import Node, ProtoGraph
 from sparsekit.graph.trace import Read
 from sparsekit.reading import size_of
-from sparsekit.writing import staged_folder
+from sparsekit.writing import copy_folder, staged_folder
 
 Array: TypeAlias = NDArray[Any]
 Change: TypeAlias = tuple[Read, Callable[[Array], Array]]
@@ -359,8 +358,7 @@ class SavedModelFolder(Model):
         _refuse_destination(Path(path), self._saved_model.folder)
         _check_copyable(self._saved_model.folder)
         with staged_folder(path) as copy:
-            # Links are followed, since the copy is written to.
-            shutil.copytree(self._saved_model.folder, copy, dirs_exist_ok=True, ignore=self._not_copied)
+            copy_folder(self._saved_model.folder, copy, self._is_left_out)
             variables = copy / "variables" / "variables"
             if self._forgotten:
                 assert self._saved_model.bundle is not None
@@ -372,10 +370,10 @@ class SavedModelFolder(Model):
             (copy / "fingerprint.pb").unlink(missing_ok=True)
         return Path(path)
 
-    def _not_copied(self, folder: str, names: list[str]) -> list[str]:
-        if not self._forgotten or Path(folder) != self._saved_model.folder / "variables":
-            return []
-        return [name for name in names if name.startswith(("variables.index", "variables.data-"))]
+    def _is_left_out(self, file: Path) -> bool:
+        """Whether the file is written anew instead of being copied: the bundle, where entries leave it."""
+        bundle = file.name.startswith(("variables.index", "variables.data-"))
+        return bool(self._forgotten) and bundle and file.parent == self._saved_model.folder / "variables"
 
     def _patches(self) -> Iterator[tuple[str, Array]]:
         seen: dict[str, str] = {}
