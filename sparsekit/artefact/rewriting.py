@@ -141,6 +141,6 @@ def _redirect(node: Any, edits: Edits) -> None:
                 f"reads '{text}', an op of the mask",
                 where=node.name,
                 expected="masks to be read by masked layers alone",
-                hint="Freeze the graph with the outputs of the model only.",
+                hint="Freeze the graph with the outputs of the model only, or export it without its training ops.",
             )
         node.input[index] = edits.inputs[name]

@@ -9,7 +9,7 @@ these is left alone, and refused where it reads what goes.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import attrs
@@ -92,7 +92,7 @@ class _Graph:
 
     def forget(self, needed: set[str]) -> None:
         """Let nothing outside ``inserted`` save, restore or initialize a variable that goes."""
-        self._forget_readers()
+        self._forget_readers(needed)
         self._forget_sources(needed)
         for node in list(self.nodes.values()):
             if node.name in self.removed:
@@ -107,8 +107,8 @@ class _Graph:
                 self._drop_control_inputs(node)
                 self._drop_colocation(node)
 
-    def _forget_readers(self) -> None:
-        """What takes such a variable outside: assignments and the reads of savers go, questions are answered."""
+    def _forget_readers(self, needed: set[str]) -> None:
+        """What takes such a variable outside: assignments and reads for savers or nobody go, questions are answered."""
         for name in self.inserted:
             for reader, index in self.readers[name]:
                 node = self.nodes[reader]
@@ -118,21 +118,16 @@ class _Graph:
                     self.removed.add(reader)
                 elif node.op in _ASKS_WHETHER_INITIALIZED:
                     _answer_yes(node)
-                elif self._is_only_saved(node):
+                elif self._is_only_saved(node, needed):
                     self.removed.update(self._chain_to_saver(node))
 
-    def _is_only_saved(self, node: Proto) -> bool:
-        return node.op in _READS and all(last.op == _SAVE for last in self._ends(node))
-
-    def _ends(self, node: Proto) -> Iterator[Proto]:
-        """What reads a value in the end, through identities; a value that nobody reads ends in itself."""
-        for name in self._chain_to_saver(node):
-            readers = [
-                self.nodes[reader] for reader, index in self.readers[name] if not self._is_control(reader, index)
-            ]
-            yield from (reader for reader in readers if reader.op != "Identity")
-            if not readers:
-                yield self.nodes[name]
+    def _is_only_saved(self, node: Proto, needed: set[str]) -> bool:
+        chain = self._chain_to_saver(node)
+        readers = {
+            reader for name in chain for reader, index in self.readers[name] if not self._is_control(reader, index)
+        }
+        ends = readers.difference(chain)
+        return node.op in _READS and not needed.intersection(chain) and all(self.nodes[e].op == _SAVE for e in ends)
 
     def _chain_to_saver(self, node: Proto) -> list[str]:
         """A read and the identities behind it."""
