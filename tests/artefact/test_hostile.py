@@ -9,12 +9,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import flatbuffers
 import numpy as np
 import pytest
 import tensorflow as tf
+from fuzz.fuzz_readers import FORMATS
 from hostile_graphs import ATTACKS, FLOAT, Graph
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from isolated import VERBS, Isolation, Outcome
 from tensorflow.lite.python import schema_py_generated as schema
 
@@ -62,7 +66,6 @@ REFUSED = {
     "integers_declared_as_float": "w: holds values of dtype 6; expected 1, as it says",
     "shape_is_text": "w: its attribute 'shape' is given as 's'; expected 'shape'",
     "concat_of_minus_one": "makes no sense",
-    "shared_parts": "big: is a part of too many weights",
     "large_bodies": "call[0-9]+: its functions call each other .* with more than 1,000,000 nodes in all",
     "long_prefixes": "its name or op has 1048576 characters; expected at most 4096",
     "long_op": "its name or op has 1048576 characters; expected at most 4096",
@@ -128,6 +131,12 @@ def test_what_one_number_may_stand_for_is_answered_in_little_memory(isolation: I
     (tmp_path / "same.pb").write_bytes(graph.proto.SerializeToString())
     found = isolation.run(tmp_path / "same.pb", ["verify"], memory=3 << 30)
     assert found["verify"].end == "answered" and "NOT sparse" in found["verify"].text
+
+
+def test_a_tensor_that_is_a_part_of_many_weights_is_not_read_for_each(isolation: Isolation, tmp_path: Path) -> None:
+    (tmp_path / "model.pb").write_bytes(ATTACKS["shared_parts"]().SerializeToString())
+    found = isolation.run(tmp_path / "model.pb", ["report"])
+    assert found["report"].end == "refused" and "big: is a part of too many weights" in found["report"].text
 
 
 def test_large_constants_are_no_bombs() -> None:
@@ -294,6 +303,25 @@ def test_names_of_a_tflite_file_that_share_their_bytes(isolation: Isolation, tmp
     (tmp_path / "model.tflite").write_bytes(bytes(data))
     outcome = isolation.run(tmp_path / "model.tflite", ["verify"])["verify"]
     assert outcome.fine, outcome
+
+
+# Damage
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_damaged_models(kind: str, isolation: Isolation, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A few of what tests/fuzz/fuzz_readers.py tries by the thousand."""
+    if kind == "onnx":
+        pytest.importorskip("onnx")
+
+    @settings(max_examples=12, deadline=None, derandomize=True)
+    @given(seed=st.integers(0, 1 << 32))
+    def damaged(seed: int) -> None:
+        random = Random(seed)
+        model = FORMATS[kind].write(tmp_path_factory.mktemp("damaged"), FORMATS[kind].damaged(random))
+        ends_well(isolation.run(model, ["every"]), model)
+
+    damaged()
 
 
 # What the fuzzer found

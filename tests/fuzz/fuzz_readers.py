@@ -22,85 +22,110 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import attrs
+from google.protobuf import text_format
+from google.protobuf.message import DecodeError
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fuzz import samples
 from fuzz.mutations import damage, damaged_bytes
 
 
-def _message(kind: Callable[[], Any], data: Callable[[], bytes], name: str) -> Callable[[Path, Random], Path]:
-    """Writes a damaged file whose bytes are a message."""
+@attrs.frozen
+class Format:
+    """How a kind of model is damaged.
 
-    def write(folder: Path, random: Random) -> Path:
-        content = data()
-        if random.random() < 0.8:
-            message = kind()
-            message.ParseFromString(content)
-            damage(message, random)
-            content = message.SerializePartialToString()
-        else:
-            content = damaged_bytes(content, random)
-        (folder / name).write_bytes(content)
+    Attributes:
+        sample: the bytes of a sound file.
+        damage: of such a file.
+        write: puts a file into a folder, together with what it needs; gives the model.
+    """
+
+    sample: Callable[[], bytes]
+    damage: Callable[[bytes, Random], bytes]
+    write: Callable[[Path, bytes], Path]
+
+    def damaged(self, random: Random) -> bytes:
+        return self.damage(self.sample(), random)
+
+
+def _of_message(kind: Callable[[], Any]) -> Callable[[bytes, Random], bytes]:
+    """Damage to files that are a message: mostly to its fields."""
+
+    def change(data: bytes, random: Random) -> bytes:
+        message = kind()
+        try:
+            message.ParseFromString(data)
+        except DecodeError:
+            return damaged_bytes(data, random)
+        if random.random() < 0.2:
+            return damaged_bytes(data, random)
+        damage(message, random)
+        return bytes(message.SerializePartialToString())
+
+    return change
+
+
+def _of_text(data: bytes, random: Random) -> bytes:
+    """Damage to a .pbtxt: to its lines or its bytes."""
+    lines = data.splitlines(keepends=True)
+    if random.random() < 0.5 or not lines:
+        return damaged_bytes(data, random)
+    at, other = random.randrange(len(lines)), random.randrange(len(lines))
+    lines[at] = random.choice((lines[other], lines[at] * 2, b""))
+    return b"".join(lines)
+
+
+def _file(name: str) -> Callable[[Path, bytes], Path]:
+    def write(folder: Path, data: bytes) -> Path:
+        (folder / name).write_bytes(data)
         return folder / name
 
     return write
 
 
-def _text(folder: Path, random: Random) -> Path:
-    """A damaged .pbtxt."""
-    from google.protobuf import text_format
-    from tensorflow.core.framework import graph_pb2
+def _in_a_saved_model(name: str) -> Callable[[Path, bytes], Path]:
+    def write(folder: Path, data: bytes) -> Path:
+        for other, content in samples.saved_model().items():
+            (folder / "model" / other).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "model" / other).write_bytes(data if other == name else content)
+        return folder / "model"
 
-    graph_def = graph_pb2.GraphDef.FromString(samples.graph_def())
-    if random.random() < 0.5:
-        damage(graph_def, random)
-    text = text_format.MessageToString(graph_def).encode()
-    (folder / "model.pbtxt").write_bytes(damaged_bytes(text, random) if random.random() < 0.7 else text)
-    return folder / "model.pbtxt"
+    return write
 
 
-def _saved_model(folder: Path, random: Random) -> Path:
-    """A SavedModel with one damaged file."""
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    files = dict(samples.saved_model())
-    if random.random() < 0.7:
-        proto = saved_model_pb2.SavedModel.FromString(files["saved_model.pb"])
-        damage(proto, random)
-        files["saved_model.pb"] = proto.SerializePartialToString()
-    else:
-        name = random.choice([name for name in files if name.startswith("variables")])
-        files[name] = damaged_bytes(files[name], random)
-    for name, data in files.items():
-        (folder / "model" / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "model" / name).write_bytes(data)
-    return folder / "model"
+def _text_sample() -> bytes:
+    return text_format.MessageToString(_graph_def().FromString(samples.graph_def())).encode()
 
 
-def _flatbuffer(folder: Path, random: Random) -> Path:
-    """A damaged .tflite: most of its bytes are offsets, lengths and indices."""
-    (folder / "model.tflite").write_bytes(damaged_bytes(samples.tflite(), random))
-    return folder / "model.tflite"
-
-
-def _graph_def_message() -> Any:
+def _graph_def() -> Any:
     from tensorflow.core.framework import graph_pb2
 
     return graph_pb2.GraphDef()
 
 
-def _onnx_message() -> Any:
+def _saved_model() -> Any:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    return saved_model_pb2.SavedModel()
+
+
+def _onnx() -> Any:
     import onnx
 
     return onnx.ModelProto()
 
 
-FORMATS: Mapping[str, Callable[[Path, Random], Path]] = {
-    "graph_def": _message(_graph_def_message, samples.graph_def, "model.pb"),
-    "pbtxt": _text,
-    "saved_model": _saved_model,
-    "tflite": _flatbuffer,
-    "onnx": _message(_onnx_message, samples.onnx, "model.onnx"),
+_PB, _INDEX = "saved_model.pb", "variables/variables.index"
+FORMATS: Mapping[str, Format] = {
+    "graph_def": Format(samples.graph_def, _of_message(_graph_def), _file("model.pb")),
+    "pbtxt": Format(_text_sample, _of_text, _file("model.pbtxt")),
+    "saved_model": Format(lambda: samples.saved_model()[_PB], _of_message(_saved_model), _in_a_saved_model(_PB)),
+    "variables": Format(lambda: samples.saved_model()[_INDEX], damaged_bytes, _in_a_saved_model(_INDEX)),
+    # Most of its bytes are offsets, lengths and indices.
+    "tflite": Format(samples.tflite, damaged_bytes, _file("model.tflite")),
+    "onnx": Format(samples.onnx, _of_message(_onnx), _file("model.onnx")),
 }
 
 
@@ -118,7 +143,7 @@ def search(seconds: float, found: Path, formats: list[str], seed: int) -> int:
             seed += 1
             for name in formats:
                 with tempfile.TemporaryDirectory() as folder:
-                    model = FORMATS[name](Path(folder), Random(seed))
+                    model = FORMATS[name].write(Path(folder), FORMATS[name].damaged(Random(seed)))
                     outcome = isolation.run(model, ["every"], seconds=20)["every"]
                     ends[name][outcome.end] += 1
                     place = f"{outcome.end} {outcome.text.partition(':')[0]} {outcome.text.split(':')[-1][:30]}"
@@ -135,24 +160,32 @@ def search(seconds: float, found: Path, formats: list[str], seed: int) -> int:
 
 
 def guided(name: str, options: list[str]) -> None:
-    """Let atheris choose the seeds of the damage, by what they reach in this project's code."""
+    """Let atheris choose what to damage further, by what it reaches in this project's code."""
     import atheris
 
     with atheris.instrument_imports(include=["sparsekit", "sparsekit_ops"]):
         import sparsekit
         import sparsekit.artefact.onnx_model
         import sparsekit.artefact.tflite
+        from sparsekit.plugins import default_registry
+
+        default_registry()
+    kind = FORMATS[name]
+    sample = kind.sample()
 
     def once(data: bytes) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            model = FORMATS[name](Path(folder), Random(data))
+            model = kind.write(Path(folder), data)
             for verb in (sparsekit.report, sparsekit.verify, sparsekit.prune, sparsekit.strip):
                 try:
                     verb(model)
                 except sparsekit.SparsekitError:
                     continue
 
-    atheris.Setup([sys.argv[0], *options], once)
+    def mutated(data: bytes, most: int, seed: int) -> bytes:
+        return kind.damage(data if len(data) > 8 else sample, Random(seed))[:most]
+
+    atheris.Setup([sys.argv[0], "-max_len=1000000", "-len_control=0", *options], once, custom_mutator=mutated)
     atheris.Fuzz()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from small_graphs import settings_of
 
 v1 = tf.compat.v1
 
@@ -22,8 +23,7 @@ def graph_def() -> bytes:
     """Layers of all kinds; weights behind casts, layouts, concatenations, calls, conds and loops; one with a mask."""
     import sparsekit
 
-    v1.enable_control_flow_v2()
-    with tf.Graph().as_default() as graph:
+    with settings_of("resource", "v2"), tf.Graph().as_default() as graph:
         x = v1.placeholder(tf.float32, [None, 4, 4, 4], name="x")
         y = tf.nn.relu(tf.nn.conv2d(x, normal(1, 1, 4, 8), 1, "SAME", name="conv"))
         y = tf.nn.depthwise_conv2d(y, normal(1, 1, 8, 1), [1, 1, 1, 1], "SAME", name="depthwise")
