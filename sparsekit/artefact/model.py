@@ -24,7 +24,7 @@ from sparsekit.artefact.graph_def import load_graph, save_graph_def
 from sparsekit.artefact.rewriting import Edits, rewritten
 from sparsekit.artefact.saved_model import VARIABLES, MetaGraph, SavedModel, VariableKeys
 from sparsekit.artefact.variable_removal import without_variables
-from sparsekit.errors import ModelError, SaveError
+from sparsekit.errors import MissingFileError, ModelError, SaveError
 from sparsekit.graph.node import Node, ProtoGraph
 from sparsekit.graph.trace import Read
 from sparsekit.reading import size_of
@@ -426,6 +426,7 @@ def _check_copyable(folder: Path) -> None:
 
     Raises:
         ModelError: a folder is there twice (a link that leads back, say), or what is neither folder nor file.
+        MissingFileError: a folder is gone.
     """
     seen: set[str] = set()
     waiting = [folder]
@@ -435,11 +436,18 @@ def _check_copyable(folder: Path) -> None:
         if real in seen:
             raise ModelError("is a folder that links lead to twice", where=str(inside), expected="a SavedModel")
         seen.add(real)
-        for path in inside.iterdir():
+        for path in _entries(inside):
             if path.is_dir():
                 waiting.append(path)
             else:
                 size_of(str(path), "a file of a SavedModel")
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise MissingFileError(f"cannot be read any more ({error.strerror})", where=str(folder)) from error
 
 
 def _refuse_destination(path: Path, source: Path) -> None:

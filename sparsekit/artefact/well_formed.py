@@ -110,7 +110,7 @@ def _checked_inputs(node: ProtoNode, view: ProtoGraph, source: str) -> list[Node
             controls = [text for text in definition.input if text.startswith("^")]
             reads += [view.named(text[1:].partition(":")[0], text, node) for text in controls]
     except ModelError as error:
-        raise _error(source, definition, error.found[:200]) from error
+        raise _error(source, definition, error.found) from error
     attributes = definition.attr
     expected = _input_count(op, attributes)
     if expected is not None and len(edges) != expected:

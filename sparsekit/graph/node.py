@@ -346,7 +346,7 @@ class ProtoNode(Node):
         name, colon, index = text.partition(":")
         node = view.named(name, text, self)
         if colon and not (index.isdecimal() and len(index) < 10):
-            raise ModelError(f"reads '{text}', which is no output", where=self.path)
+            raise ModelError(f"reads '{text[:200]}', which is no output", where=self.path)
         return Edge(node, int(index) if index else 0)
 
     def attr(self, name: str, default: Any = None) -> Any:
@@ -390,7 +390,7 @@ class ProtoGraph(GraphView):
         """
         node = self._nodes.get(name)
         if node is None:
-            raise ModelError(f"reads '{text}', which is not in the graph", where=reader.path)
+            raise ModelError(f"reads '{text[:200]}', which is not in the graph", where=reader.path)
         return node
 
     @functools.cached_property
