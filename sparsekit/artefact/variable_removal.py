@@ -189,7 +189,9 @@ class _Graph:
             constant = self.nodes[_name(text)]
             values = _strings(constant)
             if values is None or len(values) != count or len(self.readers[constant.name]) != 1:
-                raise self._error(op, f"takes its list of tensors from '{constant.name}' ({constant.op})", "a constant")
+                raise self._error(
+                    op, f"takes its list of tensors from '{constant.name}' ({constant.op})", "a constant of its own"
+                )
             tensor = tf.make_tensor_proto([values[i] for i in kept], tf.string, [len(kept)])
             constant.attr["value"].tensor.CopyFrom(tensor)
             for shape in constant.attr["_output_shapes"].list.shape if "_output_shapes" in constant.attr else ():

@@ -237,6 +237,9 @@ def test_the_pruned_saved_model_is_the_dense_one_with_zeros_in_its_weights(flow,
     assert graph_but_savers(new) == graph_but_savers(old)
     assert saved_names(new) == saved_names(old)
     assert saver_ops(new) == saver_ops(old)
+    for node in new.graph_def.node:
+        if node.op == "RestoreV2":
+            assert len(node.attr["_output_shapes"].list.shape) == len(node.attr["dtypes"].list.type)
     assert new.signature_def == old.signature_def and new.asset_file_def == old.asset_file_def
     assert new.meta_info_def.tags == old.meta_info_def.tags
     assert new.graph_def.library == meta(masked).graph_def.library
@@ -637,17 +640,29 @@ def damages() -> Iterator[tuple[str, Callable[[Any], None]]]:
         through.attr["T"].type = 7
         nodes["save_1/SaveV2"].input[1] = "through"
 
+    def names_shared(meta_graph: Any) -> None:
+        nodes = {node.name: node for node in meta_graph.graph_def.node}
+        nodes["save_1/SaveV2"].input[1] = "save_1/RestoreV2/tensor_names"
+
     def shared_key(meta_graph: Any) -> None:
+        restore_narrow_from(b"net/w_often", meta_graph)
+
+    def key_of_a_mask(meta_graph: Any) -> None:
+        restore_narrow_from(mask.encode(), meta_graph)
+
+    def restore_narrow_from(key: bytes, meta_graph: Any) -> None:
         names = next(n for n in meta_graph.graph_def.node if n.name == "save_1/RestoreV2/tensor_names")
         values = list(tf.make_ndarray(names.attr["value"].tensor))
-        values[values.index(b"net/w_narrow")] = b"net/w_often"
+        values[values.index(b"net/w_narrow")] = key
         names.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(values))
 
     yield "spy: reads 'net/often/sparsekit/mask', an op of the mask.*Freeze", spy
     yield r"spy: reads '\^net/often/sparsekit/masked', an op of the mask", waiting
     yield "collection 'mine': holds an op of a mask in a form that is not known", collected
     yield "save_1/SaveV2: takes its list of tensors from 'through' .Identity.", names_computed
+    yield "takes its list of tensors from 'save_1/RestoreV2/tensor_names'", names_shared
     yield "'net/w_narrow' is restored from 'net/w_often' too", shared_key
+    yield f"'net/w_narrow' is restored from '{mask}' too", key_of_a_mask
 
 
 @pytest.mark.parametrize(("says", "damage"), list(damages()), ids=lambda value: getattr(value, "__name__", None))
