@@ -173,8 +173,9 @@ def _naming(model: Any) -> Iterator[None]:
         source = os.fsdecode(model) if isinstance(model, (str, os.PathLike)) else "the graph"
         raise ModelError("takes more memory than there is", where=source) from error
     except ModelError as error:
-        if isinstance(model, (str, os.PathLike)) and os.fsdecode(model) not in error.where:
-            error.where = f"{os.fsdecode(model)}: {error.where}"
+        source = os.fsdecode(model) if isinstance(model, (str, os.PathLike)) else ""
+        if source not in error.where and repr(source) not in error.where:
+            error.where = f"{source}: {error.where}"
         raise
 
 
