@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sparsekit.criterion import Criterion
     from sparsekit.handler import Constraint, OpHandler, WeightSite
     from sparsekit.hookspecs import hookimpl
+    from sparsekit.matrix_form import Contraction, MatrixForm
     from sparsekit.pattern import Pattern
     from sparsekit.planning import LayerDecision, Plan
     from sparsekit.reporting.facts import Estimate, LayerFacts, Report, Totals
@@ -41,12 +42,14 @@ __version__ = "0.1.0"
 __all__ = [
     "ConfigError",
     "Constraint",
+    "Contraction",
     "Criterion",
     "Estimate",
     "GraphError",
     "LayerDecision",
     "LayerFacts",
     "LayerVerification",
+    "MatrixForm",
     "MissingFileError",
     "ModelError",
     "OpHandler",
@@ -82,6 +85,7 @@ _HOMES = {
     "criterion": ("Criterion",),
     "handler": ("Constraint", "OpHandler", "WeightSite"),
     "hookspecs": ("hookimpl",),
+    "matrix_form": ("Contraction", "MatrixForm"),
     "pattern": ("Pattern",),
     "planning": ("LayerDecision", "Plan"),
     "reporting.facts": ("Estimate", "LayerFacts", "Report", "Totals"),
