@@ -17,9 +17,11 @@ from sparsekit.reconstruction.problem import Array, LayerProblem
 from sparsekit.reconstruction.refit import refit
 from sparsekit.reconstruction.statistics import Statistics
 
-GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+GRID = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """What cross-validation chooses from."""
 
+# That of the mask whose refits are compared.
+_MASK_DAMPING = 0.03
 _COLUMNS = 32
 _ITERATIONS = 25
 _LEAST, _MOST = 0.002, 1.0
@@ -30,7 +32,7 @@ class Damping:
     """A ridge and how it was found.
 
     Attributes:
-        value: see `damp`.
+        value: see `ridge`.
         source: "given", "cross-validation" or "shrinkage".
         held_out: the error on the other fold, summed over both, as a share of the dense output's energy; the same of
             the magnitude mask. (target="dense": up to a constant that both have in common.) Zeros without
@@ -45,13 +47,16 @@ class Damping:
 
 
 def damp(gram: Array, damping: float) -> Array:
-    """H = G + damping * diag((diag G + mean diag G) / 2), positive definite; float64 [K, K]."""
-    diagonal = np.diagonal(gram)
+    """H = G + diag(`ridge`), positive definite; float64 [K, K]."""
     damped = gram.copy()
-    ridge = damping * (diagonal + diagonal.mean()) / 2
-    # All inputs zero: any positive ridge will do.
-    damped[np.diag_indices_from(damped)] += np.where(ridge > 0, ridge, 1.0) if not diagonal.any() else ridge
+    np.fill_diagonal(damped, np.diagonal(gram) + ridge(gram, damping))
     return damped
+
+
+def ridge(gram: Array, damping: float) -> Array:
+    """damping * (diag G + mean diag G) / 2, float64 [K]; ones where all inputs are zero and any ridge will do."""
+    diagonal = np.diagonal(gram)
+    return damping * (diagonal + diagonal.mean()) / 2 if diagonal.any() else np.ones(len(gram))
 
 
 def goal_of(weight: Array, gram: Array, damped: Array, cross_gram: Array | None) -> Array:
@@ -64,9 +69,10 @@ def goal_of(weight: Array, gram: Array, damped: Array, cross_gram: Array | None)
 def choose_damping(problem: LayerProblem) -> Damping:
     """The damping of the problem, or the one that does best across two folds of the samples.
 
-    A mask by ``w^2 / [H^-1]_kk`` and a refit on one fold are scored on the other, both ways, for up to 32 columns.
-    The grid is walked downhill from its middle. With one fold alone: Ledoit and Wolf's shrinkage towards the diagonal
-    (J. Multivariate Analysis 88, 2004), its variances those of a Gaussian, clipped to [0.002, 1].
+    A mask by ``w^2 / [H^-1]_kk`` is refitted on one fold with every ridge of `GRID` and scored on the other, both
+    ways, for up to 32 columns. Half of the best is taken: a fold has half of the samples, so its Gram matrix twice the
+    noise. With one fold alone: Ledoit and Wolf's shrinkage towards the diagonal (J. Multivariate Analysis 88, 2004),
+    its variances those of a Gaussian, clipped to [0.002, 1].
     """
     if problem.damping is not None:
         return Damping(problem.damping, "given")
@@ -76,18 +82,11 @@ def choose_damping(problem: LayerProblem) -> Damping:
     # More than two folds are two halves.
     halves = [_half(problem.statistics, filled[half::2]) for half in (0, 1)]
     some = _some_columns(problem)
-    best = len(GRID) // 2
-    errors = {best: _held_out(some, halves, GRID[best])}
-    while True:
-        for near in (best - 1, best + 1):
-            if 0 <= near < len(GRID) and near not in errors:
-                errors[near] = _held_out(some, halves, GRID[near])
-        lowest = min(errors, key=lambda index: errors[index])
-        if lowest == best:
-            break
-        best = lowest
+    errors = _held_out(some, *halves) + _held_out(some, *reversed(halves))
     masked = np.where(some.magnitude_mask(), some.weight, 0)
-    return Damping(GRID[best], "cross-validation", errors[best], sum(_error(some, half, masked) for half in halves))
+    best = int(errors.argmin())
+    magnitude = sum(_error(some, half, masked) for half in halves)
+    return Damping(GRID[best] / 2, "cross-validation", float(errors[best]), magnitude)
 
 
 def shrinkage(statistics: Statistics) -> float:
@@ -123,18 +122,22 @@ def _some_columns(problem: LayerProblem) -> LayerProblem:
     return attrs.evolve(problem, weight=problem.weight[:, chosen])
 
 
-def _held_out(problem: LayerProblem, halves: list[_Half], damping: float) -> float:
-    """What is fitted on one half, scored on the other; both ways."""
-    error = 0.0
-    for fitted, scored in ((halves[0], halves[1]), (halves[1], halves[0])):
-        damped = damp(fitted.gram, damping)
-        cross = fitted.cross_gram if problem.target == "dense" else None
-        goal = goal_of(problem.weight, fitted.gram, damped, cross)
-        mask = problem.keep(goal / np.sqrt(inverse_diagonal(damped))[:, None])
-        kind = problem.float_type
-        found = refit(goal, mask, damped.astype(kind, copy=False), exact=False, iterations=_ITERATIONS, tolerance=0.0)
-        error += _error(problem, scored, found.weight)
-    return error
+def _held_out(problem: LayerProblem, fitted: _Half, scored: _Half) -> Array:
+    """What is fitted on one half, scored on the other: float64, one for each of `GRID`."""
+    cross = fitted.cross_gram if problem.target == "dense" else None
+    damped = damp(fitted.gram, _MASK_DAMPING)
+    goal = goal_of(problem.weight, fitted.gram, damped, cross)
+    mask = problem.keep(goal / np.sqrt(inverse_diagonal(damped))[:, None])
+    working = damped.astype(problem.float_type, copy=False)
+    errors = np.zeros(len(GRID))
+    for index, damping in enumerate(GRID):
+        if cross is not None:
+            damped = damp(fitted.gram, damping)
+            goal = goal_of(problem.weight, fitted.gram, damped, cross)
+        np.fill_diagonal(working, np.diagonal(fitted.gram) + ridge(fitted.gram, damping))
+        found = refit(goal, mask, working, exact=False, iterations=_ITERATIONS, tolerance=0.0)
+        errors[index] = _error(problem, scored, found.weight)
+    return errors
 
 
 def _error(problem: LayerProblem, half: _Half, weight: Array) -> float:

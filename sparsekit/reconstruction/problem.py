@@ -29,7 +29,7 @@ class LayerProblem:
         statistics: of the inputs X [rows, K].
         pattern: n and m.
         effort: how long a solver may search.
-        damping: the ridge's share of the diagonal, see `damp`; None: chosen from the statistics.
+        damping: the ridge's share of the diagonal, see `reconstruction.damping.ridge`; None: chosen from the statistics.
         target: "own": X W, what the layer makes of the inputs that it gets. "dense": D W, what it made of them before
             layers upstream were pruned; needs ``statistics.cross_gram``.
         padding: bool [K], True for rows that only fill up groups: zero in W and X, and never kept. None: no such rows.
