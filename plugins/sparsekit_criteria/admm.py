@@ -16,6 +16,8 @@ SCHEDULES = {
 
 POLISHED = {"fast": 0, "normal": 32, "high": 64}
 """Up to how many inputs the mask is polished group by group."""
+FEWEST_ROWS = 4
+"""From fewer rows of inputs a fit can be worse than none (digits layers: up to 1.2x magnitude's error at 2 and 3)."""
 
 
 class Admm(Criterion):
@@ -27,38 +29,36 @@ class Admm(Criterion):
     15 conjugate gradients.
 
     Falls back to the magnitude mask, and says so in the Solution, where a fit does worse than that on held-back
-    samples, where a single row leaves nothing to hold back, and where the inputs are all zero.
+    samples, for fewer than 4 rows, and where all inputs are the same.
     """
 
     name = "admm"
     needs = "statistics"
 
     def solve(self, problem: LayerProblem) -> Solution:
-        statistics = problem.statistics
         mask = problem.magnitude_mask()
-        if int(statistics.rows.sum()) < 2:
-            return assess(problem, mask, problem.weight, fallback="fewer than two rows of calibration inputs")
-        gram = statistics.gram.sum(axis=0)
+        if problem.statistics.total_rows < FEWEST_ROWS:
+            fallback = f"fewer than {FEWEST_ROWS} rows of calibration inputs"
+            return assess(problem, mask, problem.weight, fallback=fallback)
+        gram = problem.gram()
         if not gram.any():
-            return assess(problem, mask, problem.weight, fallback="all calibration inputs are zero")
+            return assess(problem, mask, problem.weight, fallback="the calibration inputs are all the same")
         damping = choose_damping(problem)
         if damping.held_out > damping.held_out_magnitude:
             return assess(problem, mask, problem.weight, fallback="a fit is worse on held-back samples")
-        damped = damp(gram, damping.value)
-        cross = statistics.cross_gram
-        cross = None if problem.target == "own" or cross is None else cross.sum(axis=0)
-        goal = goal_of(problem.weight, gram, damped, cross)
-        del gram, cross
-        found = search(goal, damped, problem.keep, SCHEDULES[problem.effort], problem.float_type)
+        system = damp(gram, damping.value)
+        goal = goal_of(problem.weight, gram, system.gram, problem.cross_gram())
+        del gram
+        found = search(goal, system, problem.keep, SCHEDULES[problem.effort], problem.float_type)
         mask = found.mask
-        if statistics.size <= POLISHED[problem.effort]:
-            mask = polish(goal, damped, mask, problem.pattern, problem.padding)
-        fitted = refit(goal, mask, damped.astype(problem.float_type, copy=False), start=found.weight)
+        if len(goal) <= POLISHED[problem.effort]:
+            mask = polish(goal, system.gram, mask, problem.pattern, problem.padding)
+        fitted = refit(goal, mask, system.gram.astype(problem.float_type, copy=False), start=found.weight)
         return assess(
             problem,
             mask,
             fitted.weight,
             goal=goal,
-            damping=damping.value,
+            damping=system.damping,
             iterations=found.iterations + fitted.iterations,
         )

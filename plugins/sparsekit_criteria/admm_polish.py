@@ -49,9 +49,8 @@ def polish(goal: Array, damped_gram: Array, mask: Array, pattern: Pattern, paddi
             if len(rows) <= pattern.n:
                 continue
             choices = _choices(len(rows), pattern.n)
-            explained = np.stack(
-                [_explained(goal, right, damped_gram, _filled(mask, rows, choice, active), active) for choice in choices]
-            )
+            filled = (_filled(mask, rows, choice, active) for choice in choices)
+            explained = np.stack([_explained(goal, right, damped_gram, each, active) for each in filled])
             now = (choices[:, :, None] == mask[np.ix_(rows, active)]).all(axis=1).argmax(axis=0)
             best, column = explained.argmax(axis=0), np.arange(len(active))
             better = explained[best, column] > explained[now, column] * (1 + _MARGIN)

@@ -15,7 +15,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from sparsekit.reconstruction.factor import inverse_diagonal
+from sparsekit.reconstruction.damping import Damped
 
 Array = npt.NDArray[Any]
 
@@ -50,19 +50,19 @@ class Found:
 
 
 def search(
-    goal: Array, damped_gram: Array, keep: Callable[[Array], Array], schedule: Schedule, kind: type[np.floating[Any]]
+    goal: Array, system: Damped, keep: Callable[[Array], Array], schedule: Schedule, kind: type[np.floating[Any]]
 ) -> Found:
     """A mask for which ``tr((goal - V)' H (goal - V))`` can be made small.
 
     Args:
         goal: T, float [K, N].
-        damped_gram: H, symmetric positive definite, float64 [K, K].
+        system: H.
         keep: makes a legal mask, bool [K, N], of scores [K, N].
         schedule: how long.
         kind: the dtype of the iterations.
     """
-    scale = 1 / np.sqrt(inverse_diagonal(damped_gram))
-    metric = damped_gram / np.outer(scale, scale)
+    scale = 1 / np.sqrt(system.inverse_diagonal)
+    metric = system.gram / np.outer(scale, scale)
     values, vectors = np.linalg.eigh(metric)
     vectors = vectors.astype(kind, copy=False)
     scaled = (goal * scale[:, None]).astype(kind)

@@ -6,6 +6,7 @@ import numpy as np
 
 from sparsekit.criterion import Criterion
 from sparsekit.reconstruction import LayerProblem, Solution, assess
+from sparsekit.reconstruction.damping import goal_of
 from sparsekit.reconstruction.factor import inverse_factor
 from sparsekit.reconstruction.problem import Array
 
@@ -24,19 +25,18 @@ class SparseGpt(Criterion):
     needs = "statistics"
 
     def solve(self, problem: LayerProblem) -> Solution:
-        gram = problem.statistics.gram.sum(axis=0)
+        gram, cross = problem.gram(), problem.cross_gram()
         if not gram.any():
             mask = problem.magnitude_mask()
-            return assess(problem, mask, problem.weight, fallback="all calibration inputs are zero")
+            return assess(problem, mask, problem.weight, fallback="the calibration inputs are all the same")
         weight = problem.weight.astype(np.float64)
         goal = None
         damping = _DAMPING if problem.damping is None else problem.damping
         diagonal = np.diagonal(gram)
         dead = diagonal == 0
         damped = gram + np.diag(np.where(dead, 1.0, 0.0) + damping * diagonal.mean())
-        if problem.target == "dense" and problem.statistics.cross_gram is not None:
-            cross = problem.statistics.cross_gram.sum(axis=0)
-            weight = goal = np.linalg.solve(damped, cross @ weight + (damped - gram) @ weight)
+        if cross is not None:
+            weight = goal = goal_of(weight, gram, damped, cross)
         weight = np.where(dead[:, None], 0.0, weight)
         mask = np.zeros(weight.shape, np.bool_)
         pruned = _one_pass(weight, mask, _upper_factor(damped), problem)

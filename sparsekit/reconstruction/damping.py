@@ -10,7 +10,6 @@ from typing import Literal
 
 import attrs
 import numpy as np
-import numpy.typing as npt
 
 from sparsekit.reconstruction.factor import inverse_diagonal
 from sparsekit.reconstruction.problem import Array, LayerProblem
@@ -46,11 +45,32 @@ class Damping:
     held_out_magnitude: float = 0.0
 
 
-def damp(gram: Array, damping: float) -> Array:
-    """H = G + diag(`ridge`), positive definite; float64 [K, K]."""
+@attrs.frozen(eq=False)
+class Damped:
+    """H [K, K] and the diagonal of its inverse, float64 [K]; the damping that it has."""
+
+    gram: Array
+    inverse_diagonal: Array
+    damping: float
+
+
+def damp(gram: Array, damping: float) -> Damped:
+    """H = G + diag(`ridge`).
+
+    Float32 sums can leave a Gram matrix that is not quite positive; the damping is then taken tenfold until H is.
+
+    Raises:
+        numpy.linalg.LinAlgError: ``gram`` is not a Gram matrix at all.
+    """
     damped = gram.copy()
-    np.fill_diagonal(damped, np.diagonal(gram) + ridge(gram, damping))
-    return damped
+    while True:
+        np.fill_diagonal(damped, np.diagonal(gram) + ridge(gram, damping))
+        try:
+            return Damped(damped, inverse_diagonal(damped), damping)
+        except np.linalg.LinAlgError:
+            if damping > 1:
+                raise
+            damping *= 10
 
 
 def ridge(gram: Array, damping: float) -> Array:
@@ -80,17 +100,15 @@ def choose_damping(problem: LayerProblem) -> Damping:
     if len(filled) < 2:
         return Damping(float(np.clip(shrinkage(problem.statistics), _LEAST, _MOST)), "shrinkage")
     # More than two folds are two halves.
-    halves = [_half(problem.statistics, filled[half::2]) for half in (0, 1)]
     some = _some_columns(problem)
-    errors = _held_out(some, *halves) + _held_out(some, *reversed(halves))
-    masked = np.where(some.magnitude_mask(), some.weight, 0)
-    best = int(errors.argmin())
-    magnitude = sum(_error(some, half, masked) for half in halves)
-    return Damping(GRID[best] / 2, "cross-validation", float(errors[best]), magnitude)
+    one, other = (attrs.evolve(some, statistics=problem.statistics.pooled(filled[half::2].tolist())) for half in (0, 1))
+    errors = _held_out(one, other.statistics) + _held_out(other, one.statistics)
+    best = int(errors[:-1].argmin())
+    return Damping(GRID[best] / 2, "cross-validation", float(errors[best]), float(errors[-1]))
 
 
 def shrinkage(statistics: Statistics) -> float:
-    """The share by which the off-diagonal second moments are best shrunk towards zero, given their number of samples."""
+    """The share by which the off-diagonal second moments are best shrunk towards zero, by their number of samples."""
     samples = int(statistics.samples.sum())
     if samples < 2:
         return 1.0
@@ -99,17 +117,6 @@ def shrinkage(statistics: Statistics) -> float:
     squares = float(np.square(moments).sum() - np.square(diagonal).sum())
     products = float(diagonal.sum() ** 2 - np.square(diagonal).sum())
     return (products + squares) / (samples * squares) if squares > 0 else 1.0
-
-
-@attrs.frozen(eq=False)
-class _Half:
-    gram: Array
-    cross_gram: Array | None
-
-
-def _half(statistics: Statistics, folds: npt.NDArray[np.intp]) -> _Half:
-    cross = statistics.cross_gram
-    return _Half(statistics.gram[folds].sum(axis=0), None if cross is None else cross[folds].sum(axis=0))
 
 
 def _some_columns(problem: LayerProblem) -> LayerProblem:
@@ -122,33 +129,45 @@ def _some_columns(problem: LayerProblem) -> LayerProblem:
     return attrs.evolve(problem, weight=problem.weight[:, chosen])
 
 
-def _held_out(problem: LayerProblem, fitted: _Half, scored: _Half) -> Array:
-    """What is fitted on one half, scored on the other: float64, one for each of `GRID`."""
-    cross = fitted.cross_gram if problem.target == "dense" else None
-    damped = damp(fitted.gram, _MASK_DAMPING)
-    goal = goal_of(problem.weight, fitted.gram, damped, cross)
-    mask = problem.keep(goal / np.sqrt(inverse_diagonal(damped))[:, None])
-    working = damped.astype(problem.float_type, copy=False)
-    errors = np.zeros(len(GRID))
+def _held_out(problem: LayerProblem, scored: Statistics) -> Array:
+    """What is fitted to the problem, scored on other rows: one for each of `GRID`, then the magnitude mask's."""
+    gram, cross = problem.gram(), problem.cross_gram()
+    system = damp(gram, _MASK_DAMPING)
+    goal = goal_of(problem.weight, gram, system.gram, cross)
+    mask = problem.keep(goal / np.sqrt(system.inverse_diagonal)[:, None])
+    working = system.gram.astype(problem.float_type, copy=False)
+    error = _Scorer.of(problem, scored)
+    errors = np.zeros(len(GRID) + 1)
     for index, damping in enumerate(GRID):
+        np.fill_diagonal(working, np.diagonal(gram) + ridge(gram, damping))
         if cross is not None:
-            damped = damp(fitted.gram, damping)
-            goal = goal_of(problem.weight, fitted.gram, damped, cross)
-        np.fill_diagonal(working, np.diagonal(fitted.gram) + ridge(fitted.gram, damping))
+            goal = goal_of(problem.weight, gram, working.astype(np.float64, copy=False), cross)
         found = refit(goal, mask, working, exact=False, iterations=_ITERATIONS, tolerance=0.0)
-        errors[index] = _error(problem, scored, found.weight)
+        errors[index] = error(found.weight)
+    errors[-1] = error(np.where(problem.magnitude_mask(), problem.weight, 0))
     return errors
 
 
-def _error(problem: LayerProblem, half: _Half, weight: Array) -> float:
+@attrs.frozen(eq=False)
+class _Scorer:
     """tr(V'GV) - 2 tr(V'CW) + tr(W'CW), as a share of the last; C is G itself for the layer's own target."""
-    dense = problem.weight.astype(np.float64)
-    cross = half.gram if problem.target == "own" or half.cross_gram is None else half.cross_gram
-    target = cross @ dense
-    energy = float(np.vdot(dense, target))
-    if problem.target == "own":
-        lost = dense - weight
-        error = float(np.vdot(lost, half.gram @ lost))
-    else:
-        error = float(np.vdot(weight, half.gram @ weight) - 2 * np.vdot(weight, target)) + energy
-    return error / energy if energy > 0 else 0.0
+
+    gram: Array
+    target: Array
+    energy: float
+
+    @classmethod
+    def of(cls, problem: LayerProblem, scored: Statistics) -> _Scorer:
+        # The shift that goes into the bias comes from the rows of the fit.
+        fitted = problem.statistics
+        center, dense_center = (fitted.mean(), fitted.dense_mean()) if problem.centered else (None, None)
+        gram = scored.total_gram(center)
+        cross = None if problem.target == "own" else scored.total_cross_gram(center, dense_center)
+        dense = problem.weight.astype(np.float64)
+        target = (gram if cross is None else cross) @ dense
+        return cls(gram, target, float(np.vdot(dense, target)))
+
+    def __call__(self, weight: Array) -> float:
+        weight = weight.astype(np.float64, copy=False)
+        error = np.vdot(weight, self.gram @ weight) - 2 * np.vdot(weight, self.target) + self.energy
+        return float(error) / self.energy if self.energy > 0 else 0.0

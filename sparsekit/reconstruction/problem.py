@@ -29,9 +29,10 @@ class LayerProblem:
         statistics: of the inputs X [rows, K].
         pattern: n and m.
         effort: how long a solver may search.
-        damping: the ridge's share of the diagonal, see `reconstruction.damping.ridge`; None: chosen from the statistics.
+        damping: the ridge's share of the diagonal, see `damping.ridge`; None: chosen from the statistics.
         target: "own": X W, what the layer makes of the inputs that it gets. "dense": D W, what it made of them before
             layers upstream were pruned; needs ``statistics.cross_gram``.
+        centered: count errors about their mean alone; right where `mean_shift` goes into a bias afterwards.
         padding: bool [K], True for rows that only fill up groups: zero in W and X, and never kept. None: no such rows.
 
     Raises:
@@ -44,6 +45,7 @@ class LayerProblem:
     effort: Effort = attrs.field(default="normal", validator=attrs.validators.in_(("fast", "normal", "high")))
     damping: float | None = attrs.field(default=None)
     target: Target = attrs.field(default="own", validator=attrs.validators.in_(("own", "dense")))
+    centered: bool = False
     padding: Array | None = attrs.field(default=None, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -77,6 +79,17 @@ class LayerProblem:
     def float_type(self) -> type[np.floating[Any]]:
         """What iterations compute in: float64 for small layers, where it costs little, else float32."""
         return np.float64 if self.statistics.size <= _FLOAT64_SIZE else np.float32
+
+    def gram(self) -> Array:
+        """X'X of the rows, about their mean if `centered`; float64 [K, K], a new array."""
+        return self.statistics.total_gram(self.statistics.mean() if self.centered else None)
+
+    def cross_gram(self) -> Array | None:
+        """X'D alike; None for the layer's own target, where D is X."""
+        if self.target == "own":
+            return None
+        centers = (self.statistics.mean(), self.statistics.dense_mean()) if self.centered else (None, None)
+        return self.statistics.total_cross_gram(*centers)
 
     def keep(self, score: Array, rows: slice = slice(None)) -> Array:
         """The mask of the n largest ``|score|`` of every group; padding is never in it.
@@ -112,7 +125,7 @@ class Solution:
         damping: the ridge that was used; 0.0 where a criterion uses none.
         iterations: of the criterion's search and of the refit, together; 0 where there are none.
         error_before: ``|X (W - M)|^2 / |X W|^2`` of M, the weights masked by magnitude alone, on the calibration
-            rows; 0.0 where X W is zero.
+            rows; 0.0 where X W is zero. About their means, if the problem is ``centered``.
         error_after: the same of V. (target="dense": W in both is the least-squares weight for that target.)
         fallback: why the magnitude mask was returned, untouched, in place of what the criterion found; "" otherwise.
     """
@@ -149,7 +162,7 @@ def assess(
         fallback: a reason that is known already: the magnitude mask is returned.
     """
     goal = problem.weight if goal is None else goal
-    gram = problem.statistics.gram.sum(axis=0).astype(problem.float_type, copy=False)
+    gram = problem.gram().astype(problem.float_type, copy=False)
     plain_mask = problem.magnitude_mask()
     plain = np.where(plain_mask, problem.weight, 0)
     pruned = np.where(mask, weight, 0).astype(problem.weight.dtype)

@@ -91,7 +91,8 @@ def _conjugate_gradients(
     direction = inverse * residual
     slope = _dot(residual, direction)
     done = 0
-    for done in range(1, iterations + 1):
+    while done < iterations:
+        done += 1
         image = gram @ direction
         image *= keep
         curvature = _dot(direction, image)

@@ -8,6 +8,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from sparsekit.reconstruction.problem import Target
 from sparsekit.reconstruction.statistics import Statistics
 
 Array = npt.NDArray[Any]
@@ -28,19 +29,31 @@ def output_moments(weight: npt.ArrayLike, statistics: Statistics) -> OutputMomen
     """The moments of X weight, for the rows that the statistics are of."""
     weight = np.asarray(weight, np.float64)
     mean = statistics.mean() @ weight
-    rows = max(int(statistics.rows.sum()), 1)
-    mean_square = np.einsum("kn,kn->n", weight, statistics.gram.sum(axis=0) @ weight) / rows
+    mean_square = np.einsum("kn,kn->n", weight, statistics.total_gram() @ weight) / max(statistics.total_rows, 1)
     variance = mean_square - np.square(mean)
     return OutputMoments(mean, np.sqrt(np.where(variance > _ROUNDING * mean_square, variance, 0.0)))
 
 
-def mean_shift(dense: npt.ArrayLike, pruned: npt.ArrayLike, statistics: Statistics) -> Array:
-    """What to add to the bias so that the mean output on the same inputs stays: mean(X) (W - V), float64 [N].
+def mean_shift(dense: npt.ArrayLike, pruned: npt.ArrayLike, statistics: Statistics, target: Target = "own") -> Array:
+    """What to add to the bias so that the mean output stays on the target's.
 
-    It belongs to weights that were refitted to the layer's own output. After a mask alone it does harm: pruning also
-    shrinks the spread of the outputs, and a mean alone then silences ReLUs; use `scale_shift`.
+    It belongs to weights that were refitted to that same target: shifting a refit of the layer's own output to the
+    dense path's mean does harm. So does a mean shift after a mask alone: pruning shrinks the spread of the outputs too,
+    and ReLUs fall silent; use `scale_shift`.
+
+    Args:
+        dense: W [K, N].
+        pruned: V [K, N].
+        statistics: of the inputs.
+        target: "own": mean(X) (W - V). "dense": mean(D) W - mean(X) V.
+
+    Returns:
+        float64 [N].
     """
-    return statistics.mean() @ (np.asarray(dense, np.float64) - np.asarray(pruned, np.float64))
+    mean, dense_mean = statistics.mean(), statistics.dense_mean() if target == "dense" else None
+    return (mean if dense_mean is None else dense_mean) @ np.asarray(dense, np.float64) - mean @ np.asarray(
+        pruned, np.float64
+    )
 
 
 def scale_shift(dense: OutputMoments, pruned: OutputMoments) -> tuple[Array, Array]:

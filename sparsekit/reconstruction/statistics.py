@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -16,6 +17,8 @@ Array = npt.NDArray[Any]
 _ROWS = 8192
 # Squares of what lies between these, and their sums over `_ROWS`, neither overflow nor vanish in float32.
 _FLOAT32_SAFE = (1e-15, 1e15)
+# The share of a sum of squares that float32 sums may be off by.
+_ROUNDING = 1e-6
 
 
 @attrs.define(eq=False)
@@ -32,6 +35,7 @@ class Statistics:
         samples: what the caller counts as samples, int64 [folds].
         cross_gram: X'D, float64 [folds, K, K]; D [rows, K] is what the layer's input was before anything upstream was
             pruned. None where it is not collected.
+        dense_sum: of the columns of D, float64 [folds, K], or None.
         layer: named in errors.
     """
 
@@ -40,6 +44,7 @@ class Statistics:
     rows: Array
     samples: Array
     cross_gram: Array | None = attrs.field(default=None, repr=False)
+    dense_sum: Array | None = attrs.field(default=None, repr=False)
     layer: str = ""
 
     @classmethod
@@ -63,6 +68,7 @@ class Statistics:
             rows=np.zeros(folds, np.int64),
             samples=np.zeros(folds, np.int64),
             cross_gram=np.zeros((folds, size, size)) if dense_path else None,
+            dense_sum=np.zeros((folds, size)) if dense_path else None,
             layer=layer,
         )
 
@@ -105,8 +111,10 @@ class Statistics:
             block = x[start : start + _ROWS]
             self.gram[fold] += block.T @ block
             self.column_sum[fold] += block.sum(axis=0, dtype=np.float64)
-            if d is not None and self.cross_gram is not None:
-                self.cross_gram[fold] += block.T @ d[start : start + _ROWS]
+            if d is not None and self.cross_gram is not None and self.dense_sum is not None:
+                dense_block = d[start : start + _ROWS]
+                self.cross_gram[fold] += block.T @ dense_block
+                self.dense_sum[fold] += dense_block.sum(axis=0, dtype=np.float64)
         self.rows[fold] += len(x)
         self.samples[fold] += len(x) if samples is None else samples
 
@@ -122,25 +130,67 @@ class Statistics:
                 where=self.layer or "statistics",
                 expected=f"{self.size} inputs in {self.folds} folds, both with the dense path or both without",
             )
-        cross = None
-        if self.cross_gram is not None and other.cross_gram is not None:
-            cross = self.cross_gram + other.cross_gram
         return Statistics(
             gram=self.gram + other.gram,
             column_sum=self.column_sum + other.column_sum,
             rows=self.rows + other.rows,
             samples=self.samples + other.samples,
-            cross_gram=cross,
+            cross_gram=_sum(self.cross_gram, other.cross_gram),
+            dense_sum=_sum(self.dense_sum, other.dense_sum),
             layer=self.layer or other.layer,
         )
 
+    def pooled(self, folds: Sequence[int] | None = None) -> Statistics:
+        """The given folds (None: all) as one."""
+        chosen = list(range(self.folds)) if folds is None else list(folds)
+        return Statistics(
+            gram=self.gram[chosen].sum(axis=0, keepdims=True),
+            column_sum=self.column_sum[chosen].sum(axis=0, keepdims=True),
+            rows=self.rows[chosen].sum(keepdims=True),
+            samples=self.samples[chosen].sum(keepdims=True),
+            cross_gram=None if self.cross_gram is None else self.cross_gram[chosen].sum(axis=0, keepdims=True),
+            dense_sum=None if self.dense_sum is None else self.dense_sum[chosen].sum(axis=0, keepdims=True),
+            layer=self.layer,
+        )
+
+    @property
+    def total_rows(self) -> int:
+        return int(self.rows.sum())
+
     def mean(self) -> Array:
         """The mean input, float64 [K]; zeros where there are no rows."""
-        return self.column_sum.sum(axis=0) / max(int(self.rows.sum()), 1)
+        return self.column_sum.sum(axis=0) / max(self.total_rows, 1)
+
+    def dense_mean(self) -> Array | None:
+        """The mean input of the dense path, float64 [K]; None where it is not collected."""
+        return None if self.dense_sum is None else self.dense_sum.sum(axis=0) / max(self.total_rows, 1)
 
     def mean_square(self) -> Array:
         """The mean square of every input, float64 [K]."""
-        return np.einsum("fkk->k", self.gram) / max(int(self.rows.sum()), 1)
+        return np.einsum("fkk->k", self.gram) / max(self.total_rows, 1)
+
+    def total_gram(self, center: Array | None = None) -> Array:
+        """(X - center)'(X - center) over all folds, float64 [K, K]; None: no centre."""
+        gram = self.gram.sum(axis=0)
+        if center is None:
+            return gram
+        diagonal = np.diagonal(gram).copy()
+        _recenter(gram, self.column_sum.sum(axis=0), center, self.column_sum.sum(axis=0), center, self.total_rows)
+        # What is left of an input that is constant is rounding; it would not even be positive.
+        constant = np.diagonal(gram) <= _ROUNDING * diagonal
+        gram[constant] = 0
+        gram[:, constant] = 0
+        return gram
+
+    def total_cross_gram(self, center: Array | None = None, dense_center: Array | None = None) -> Array | None:
+        """(X - center)'(D - dense_center) over all folds, float64 [K, K]; None where it is not collected."""
+        if self.cross_gram is None or self.dense_sum is None:
+            return None
+        cross = self.cross_gram.sum(axis=0)
+        if center is not None and dense_center is not None:
+            sums = self.column_sum.sum(axis=0), self.dense_sum.sum(axis=0)
+            _recenter(cross, sums[0], center, sums[1], dense_center, self.total_rows)
+        return cross
 
     def _matrix(self, values: npt.ArrayLike) -> Array:
         where = self.layer or "statistics"
@@ -160,3 +210,13 @@ class Statistics:
             )
         smallest, greatest = _FLOAT32_SAFE
         return x.astype(np.float64, copy=False) if largest and not smallest < largest < greatest else x
+
+
+def _sum(a: Array | None, b: Array | None) -> Array | None:
+    return None if a is None or b is None else a + b
+
+
+def _recenter(products: Array, sum_a: Array, center_a: Array, sum_b: Array, center_b: Array, rows: int) -> None:
+    """A'B becomes (A - center_a)'(B - center_b), in place."""
+    products -= np.outer(sum_a - rows * center_a, center_b)
+    products -= np.outer(center_a, sum_b)

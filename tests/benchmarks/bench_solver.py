@@ -7,12 +7,6 @@ of ratios over layers. Cost: CPU time on one thread, beside a float32 GEMM of th
 
 from __future__ import annotations
 
-import os
-
-# One thread, before numpy loads its BLAS.
-for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_variable] = "1"
-
 import resource
 import statistics
 import sys
@@ -30,6 +24,7 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
+from threadpoolctl import threadpool_limits
 
 from sparsekit.pattern import keep_mask
 from sparsekit.reconstruction import LayerProblem, Statistics
@@ -52,12 +47,13 @@ class Layer:
 
 def main() -> None:
     wanted = sys.argv[1:] or ["quality", "cost"]
-    if "quality" in wanted:
-        quality()
-    if "cost" in wanted:
-        cost((1024, 2048))
-    if "cost4096" in wanted:
-        cost((4096,))
+    with threadpool_limits(1):
+        if "quality" in wanted:
+            quality()
+        if "cost" in wanted:
+            cost((1024, 2048))
+        if "cost4096" in wanted:
+            cost((4096,))
 
 
 # --- quality ---------------------------------------------------------------------------------------------
@@ -76,7 +72,7 @@ def quality() -> None:
         fallbacks += bool(solution.fallback)
         dampings.append(solution.damping)
         gram = calibration.gram.sum(axis=0)
-        same, usual = damp(gram, solution.damping), damped_by_mean(gram)
+        same, usual = damp(gram, solution.damping).gram, damped_by_mean(gram)
         wanda = wanda_mask(layer.weight, gram)
         found = {
             "ALPS, same damping": alps(layer.weight, same),
@@ -117,7 +113,7 @@ def trained_layers() -> Iterator[Layer]:
     data, labels = digits.data / 16, digits.target
     for seed in range(SEEDS):
         order = np.random.default_rng(seed).permutation(len(data))
-        seen, fresh = np.split(order, 2) if len(order) % 2 == 0 else (order[: len(order) // 2], order[len(order) // 2 :])
+        seen, fresh = np.split(order, [len(order) // 2])
         for hidden in NETWORKS:
             network = MLPClassifier(hidden, max_iter=60, random_state=seed, early_stopping=False)
             with warnings.catch_warnings():
@@ -152,11 +148,11 @@ def cost(sizes: tuple[int, ...]) -> None:
         gemms, solves = [], []
         solution = None
         for _ in range(3 if size <= 2048 else 1):
-            gemms += [cpu_seconds(lambda: left @ right) for _ in range(3)]
+            gemms += [cpu_seconds(np.matmul, left, right) for _ in range(3)]
             start = time.process_time()
             solution = Admm().solve(problem)
             solves.append(time.process_time() - start)
-            gemms += [cpu_seconds(lambda: left @ right) for _ in range(3)]
+            gemms += [cpu_seconds(np.matmul, left, right) for _ in range(3)]
         assert solution is not None
         seconds, gemm = statistics.median(solves), statistics.median(gemms)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -188,9 +184,9 @@ def synthetic(size: int) -> LayerProblem:
     return LayerProblem(weight, calibration)
 
 
-def cpu_seconds(run: Callable[[], Any]) -> float:
+def cpu_seconds(run: Callable[..., Any], *arguments: Any) -> float:
     start = time.process_time()
-    run()
+    run(*arguments)
     return time.process_time() - start
 
 
