@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sparsekit.difference import Difference, StructureChange
     from sparsekit.handler import Constraint, OpHandler, WeightSite
     from sparsekit.hookspecs import hookimpl
+    from sparsekit.matrix_form import Contraction, MatrixForm
     from sparsekit.pattern import Pattern
     from sparsekit.planning import LayerDecision, Plan
     from sparsekit.reporting.facts import Estimate, LayerFacts, Report, Totals
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ConfigError",
     "Constraint",
+    "Contraction",
     "Criterion",
     "Difference",
     "Estimate",
@@ -51,6 +53,7 @@ __all__ = [
     "LayerFacts",
     "LayerRule",
     "LayerVerification",
+    "MatrixForm",
     "MissingFileError",
     "ModelError",
     "OpHandler",
@@ -92,6 +95,7 @@ _HOMES = {
     "difference": ("Difference", "StructureChange"),
     "handler": ("Constraint", "OpHandler", "WeightSite"),
     "hookspecs": ("hookimpl",),
+    "matrix_form": ("Contraction", "MatrixForm"),
     "pattern": ("Pattern",),
     "planning": ("LayerDecision", "Plan"),
     "reporting.facts": ("Estimate", "LayerFacts", "Report", "Totals"),

@@ -14,7 +14,7 @@ from sparsekit.config import PruneConfig
 from sparsekit.config_files import load_config
 from sparsekit.deployed_plan import plan_deployed
 from sparsekit.difference import Difference, compare
-from sparsekit.errors import ModelError, SaveError
+from sparsekit.errors import GraphError, ModelError, SaveError
 from sparsekit.graph.forward import forward_nodes, output_names
 from sparsekit.live import plan_live, prune_live
 from sparsekit.one_shot import prune_model
@@ -23,7 +23,7 @@ from sparsekit.plugins import default_registry
 from sparsekit.record import Record, read_record
 from sparsekit.reporting.facts import Estimate, Report
 from sparsekit.reporting.gather import gather, gather_deployed
-from sparsekit.result import PruneResult
+from sparsekit.result import LayerAccount, PruneResult
 from sparsekit.stripping import strip_masks
 from sparsekit.target import ChosenTarget, choose_target, warn_or_refuse
 from sparsekit.verification import Verification, verify_deployed, verify_model
@@ -106,6 +106,7 @@ def prune(
     target: str | None = None,
     record: Path | None = None,
     strict_target: bool = False,
+    calibration: Any = None,
 ) -> PruneResult:
     """Prune a live graph for retraining, or a model at rest in one shot.
 
@@ -122,6 +123,12 @@ def prune(
         model, cfg, outputs, target: as for :func:`plan`.
         record: where to write the record of the pruned layers (AMCT's text format); None: nowhere.
         strict_target: raise instead of warning where the target does not gain.
+        calibration: of a model at rest, samples of its inputs: an iterable or generator of batches (dicts of input name
+            to array, or arrays for a single input), a ``tf.data.Dataset``, a dict of arrays with all samples, or the
+            path of an .npz with such arrays. Masks and weights are then chosen so that every layer's outputs on the
+            samples stay what they are, layer by layer (``criterion``, ``effort``, ``repair``, ``target_path`` in the
+            config); biases that follow layers take what their means lose. The samples should be of those that the
+            model was trained on, not those that it is judged by.
 
     Returns:
         The plan; for a live graph the new variables and their initializer, for a model at rest the pruned one.
@@ -131,6 +138,7 @@ def prune(
             is finalized, was pruned before or already has gradients, and weights that are not finite. The graph is as
             it was.
         UnsupportedTargetError: with ``strict_target``, a target without a gain.
+        CalibrationError: the samples do not fit the model.
         SaveError: the record cannot be written; the graph is as it was.
 
     Warns:
@@ -138,24 +146,35 @@ def prune(
     """
     registry = default_registry()
     with _naming(model), collection_paused():
-        planning, opened, chosen = _decide(model, cfg, outputs, target)
+        planning, opened, chosen = _decide(model, cfg, outputs, target, calibration is not None)
         patterns = {str(decision.pattern) for decision in planning.plan.pruned} or {"2:4"}
         warn_or_refuse(chosen, registry.profiles, patterns=sorted(patterns), strict=strict_target)
         if opened is None:
+            if calibration is not None:
+                found = "calibration samples for a live graph"
+                raise GraphError(found, expected="a model at rest", hint="Freeze it, prune that, then retrain.")
             return prune_live(model, planning, registry, record)
-        pruned = prune_model(opened, planning.layers, registry)
+        accounts: tuple[LayerAccount, ...] = ()
+        if calibration is None:
+            pruned = prune_model(opened, planning.layers, registry)
+        else:
+            from sparsekit.calibration.layerwise import prune_calibrated
+
+            config = _settings(cfg, target)[0]
+            pruned, accounts = prune_calibrated(opened, planning.layers, calibration, config, registry)
     if record is not None:
         write_whole(record, Record.of(planning.plan).to_text().encode())
-    return PruneResult(planning.plan, model=pruned)
+    return PruneResult(planning.plan, model=pruned, accounts=accounts)
 
 
 @collection_paused()
 def _decide(
-    model: Any, cfg: Config, outputs: Any, target: str | None
+    model: Any, cfg: Config, outputs: Any, target: str | None, calibrated: bool = False
 ) -> tuple[Planning, Model | None, ChosenTarget | None]:
     """The plan of a live graph or of a model at rest, the latter opened."""
     registry = default_registry()
     config, chosen = _settings(cfg, target)
+    config = config.calibrated() if calibrated else config
     profile = chosen.profile if chosen else None
     names = output_names(outputs)
     if not (isinstance(model, (str, os.PathLike)) or is_graph_def(model)):

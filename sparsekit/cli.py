@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from sparsekit.planning import Plan
     from sparsekit.plugins import Registered
 
 
@@ -181,6 +180,11 @@ def report(
 @_TARGET
 @_OUTPUTS
 @click.option("--record", type=click.Path(path_type=Path), help="Where to write the record of the pruned layers.")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="An .npz with samples of the model's inputs, by name: masks and weights are chosen on them.",
+)
 @_JSON
 def prune(
     model: Path,
@@ -189,15 +193,25 @@ def prune(
     target: str | None,
     outputs: str | None,
     record: Path | None,
+    calibration: Path | None,
     as_json: bool,
 ) -> None:
-    """Prune MODEL in one shot: choose masks from its weights and write zeros. MODEL itself stays as it is."""
-    import sparsekit
+    """Prune MODEL in one shot: choose masks from its weights and write zeros. MODEL itself stays as it is.
 
-    result = sparsekit.prune(model, config, outputs=_names(outputs), target=target, record=record)
+    With --calibration masks and weights are chosen together, so that every layer's outputs on the samples stay.
+    """
+    import sparsekit
+    from sparsekit.table import plain, to_json
+
+    result = sparsekit.prune(
+        model, config, outputs=_names(outputs), target=target, record=record, calibration=calibration
+    )
     result.save(output)
-    _print_plan(result.plan, as_json)
-    if not as_json:
+    if as_json:
+        accounts = {"accounts": plain(result.accounts)} if result.accounts else {}
+        click.echo(to_json(result.plan, summary=result.plan.summary(), **accounts))
+    else:
+        click.echo(str(result))
         click.echo(f"Saved as {output}.")
 
 
@@ -285,12 +299,6 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
     verdicts = {"identical": found.identical, "only_weights": found.only_weights}
     click.echo(to_json(found, summary=found.summary(), **verdicts) if as_json else str(found))
     sys.exit(0 if found.identical else 1)
-
-
-def _print_plan(plan: Plan, as_json: bool) -> None:
-    from sparsekit.table import to_json
-
-    click.echo(to_json(plan, summary=plan.summary()) if as_json else str(plan))
 
 
 def _names(outputs: str | None) -> list[str] | None:

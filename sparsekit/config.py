@@ -7,7 +7,7 @@ import functools
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import attrs
 
@@ -56,6 +56,20 @@ _batches = _must(
 _count = _must(
     lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0, "a whole number of weights"
 )
+_effort = _must(lambda value: value in ("fast", "normal", "high"), "fast, normal or high")
+_target_path = _must(lambda value: value in ("pruned", "dense"), "pruned or dense")
+_REPAIRS = ("auto", "least-squares")
+_repairs = _must(
+    lambda value: _is_names(value) and set(value) <= set(_REPAIRS), f"a list of repairs: {', '.join(_REPAIRS)}"
+)
+
+
+def _to_repairs(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else _to_tuple(value)
+
+
+_WITHOUT_CALIBRATION = "magnitude"
+_WITH_CALIBRATION = "admm"
 
 
 @attrs.frozen
@@ -143,9 +157,14 @@ class PruneConfig:
 
     Args:
         pattern: the sparsity pattern, default 2:4.
-        criterion: the name of the criterion that chooses what to keep.
+        criterion: the name of the criterion that chooses what to keep; None: ``admm`` where there are calibration
+            samples, ``magnitude`` where there are none.
         update_freq: choose the mask again every so many batches; 0, the default, chooses once.
         min_weights: leave weights with fewer elements dense; 0, the default, leaves none.
+        effort: with calibration: how long a criterion may search: fast, normal or high.
+        repair: with calibration: what is done to the kept weights: ``auto``, or a list of ``least-squares``.
+        target_path: with calibration: whose outputs a layer is to match: ``pruned``, its own on the inputs that the
+            pruned layers before it leave it, or ``dense``, those of the dense network.
         skip_outputs: leave the layers dense behind which no other layer comes (needs the model's outputs).
         prune: false prunes only the layers for which an override says ``prune=True``.
         target: the name of the product or chip to prune for; None for any.
@@ -160,10 +179,13 @@ class PruneConfig:
     """
 
     pattern: Pattern = attrs.field(default=PATTERN_2_4, converter=_to_pattern, validator=_pattern)
-    criterion: str = attrs.field(default="magnitude", validator=_text)
+    criterion: str | None = attrs.field(default=None, validator=attrs.validators.optional(_text))
     update_freq: int = attrs.field(default=0, validator=_batches)
     min_weights: int = attrs.field(default=0, validator=_count)
     skip_outputs: bool = attrs.field(default=False, validator=_boolean)
+    effort: Literal["fast", "normal", "high"] = attrs.field(default="normal", validator=_effort)
+    repair: tuple[str, ...] = attrs.field(default=("auto",), converter=_to_repairs, validator=_repairs)
+    target_path: Literal["pruned", "dense"] = attrs.field(default="pruned", validator=_target_path)
     prune: bool = attrs.field(default=True, validator=_boolean)
     target: str | None = attrs.field(default=None, validator=attrs.validators.optional(_text))
     skip_layers: tuple[str, ...] = attrs.field(default=(), converter=_to_tuple, validator=_names)
@@ -186,6 +208,10 @@ class PruneConfig:
         with _within(source):
             return _build(cls, mapping, source=source)
 
+    def calibrated(self) -> PruneConfig:
+        """The config for a call with calibration samples: what it leaves open is decided for them."""
+        return self if self.criterion else attrs.evolve(self, criterion=_WITH_CALIBRATION)
+
     def settings_for(self, name: str, op_type: str) -> tuple[LayerSettings, SkippedBy | None]:
         """What holds for one layer, and the skip list entry that leaves it dense if there is one.
 
@@ -201,6 +227,7 @@ class PruneConfig:
             The settings, with ``prune`` false for a skipped layer, and the entry or None.
         """
         values = {key: getattr(self, key) for key in _keys(LayerSettings)}
+        values["criterion"] = self.criterion or _WITHOUT_CALIBRATION
         for kind, subject in (("types", op_type), ("layers", name)):
             for override in self.override:
                 if _first_match(getattr(override, kind), subject):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from sparsekit.graph.node import Node
     from sparsekit.graph.trace import WeightSource
+    from sparsekit.matrix_form import MatrixForm
 
 
 @attrs.frozen
@@ -125,6 +126,28 @@ class OpHandler:
         weight = inputs[self.weight_input]
         return math.prod(output) * weight[self.group_axis(node)]  # type: ignore[index]
 
-    def lower(self, x: Any, node: Node) -> Any:
-        """The op's input as the matrix X of its product X @ W, for criteria that need calibration."""
+    def data_input(self, site: WeightSite) -> int:
+        """Index of the input that holds the op's data: by default the first that is not the weight."""
+        return 0 if site.input != 0 else 1
+
+    def matrix_form(self, site: WeightSite, data_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> MatrixForm:
+        """The op as the product of two matrices, for criteria that need calibration.
+
+        Args:
+            site: the op; ``site.source.shape_at_op`` is the shape of its weight.
+            data_shape: of the input that :meth:`data_input` names, at run time.
+            output_shape: of the op's first output, at run time.
+
+        Returns:
+            The form for data and outputs of these shapes, any number of samples.
+
+        Raises:
+            NotImplementedError: the op has none, with a sentence that says so. Ask :attr:`has_matrix_form` before
+                there are shapes; a handler that has one in general may lack it for some attributes of the op.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no matrix form")
+
+    @property
+    def has_matrix_form(self) -> bool:
+        """Whether the handler gives its ops a matrix form."""
+        return type(self).matrix_form is not OpHandler.matrix_form

@@ -267,7 +267,8 @@ def _with_inner(node: Node) -> list[Node]:
 
 def _check_names(view: GraphView, config: PruneConfig, candidates: list[Node], registry: Registry) -> None:
     """Every name in the config must mean something: a typing error would silently prune or skip."""
-    registry.criterion(config.criterion)
+    if config.criterion is not None:
+        registry.criterion(config.criterion)
     for override in config.override:
         if override.criterion is not None:
             registry.criterion(override.criterion)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,38 @@ import attrs
 from sparsekit.artefact.model import FrozenGraph, Model
 from sparsekit.errors import GraphError
 from sparsekit.planning import Plan
+from sparsekit.table import text_table
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+
+@attrs.frozen
+class LayerAccount:
+    """What calibration did to one layer.
+
+    Attributes:
+        name: the layer.
+        criterion: what chose its weights.
+        error_before: of the weights that magnitude alone keeps, on the calibration inputs: the share of the outputs'
+            energy that is lost. None where the layer was not calibrated.
+        error_after: the same of the weights that were written.
+        damping: the ridge that was used, 0 where none was.
+        iterations: of the solver.
+        seconds: of CPU time, the collection of its inputs included.
+        shifted: its mean output was restored in the bias that follows.
+        note: what stood in the way of something, "" if nothing did.
+    """
+
+    name: str
+    criterion: str
+    error_before: float | None = None
+    error_after: float | None = None
+    damping: float = 0.0
+    iterations: int = 0
+    seconds: float = 0.0
+    shifted: bool = False
+    note: str = ""
 
 
 @attrs.frozen(eq=False)
@@ -28,12 +58,14 @@ class PruneResult:
         initializer: of a live graph, an operation that initializes ``variables`` alone, for a session whose other
             variables were restored or initialized in another way.
         model: of a model at rest, the pruned one.
+        accounts: with calibration, what it did to every layer, in the order in which they were treated.
     """
 
     plan: Plan
     variables: tuple[tf.Variable, ...] = ()
     initializer: tf.Operation | None = attrs.field(default=None, repr=False)
     model: Model | None = attrs.field(default=None, repr=False)
+    accounts: tuple[LayerAccount, ...] = attrs.field(default=(), repr=False)
 
     @property
     def graph_def(self) -> Any:
@@ -73,8 +105,46 @@ class PruneResult:
 
     def __str__(self) -> str:
         if self.model is not None:
-            return str(self.plan)
+            return f"{self.plan}\n{accounts_table(self.accounts)}".rstrip() if self.accounts else str(self.plan)
         return (
             f"{self.plan}\n{len(self.variables)} new variables. Build gradients and sessions after this; a session "
             "that already ran this graph would not see the masks."
         )
+
+
+def accounts_table(accounts: Sequence[LayerAccount]) -> str:
+    """What calibration did, a row a layer, and which layers it did not help."""
+    rows = [
+        (
+            account.name,
+            account.criterion,
+            _number(account.error_before, ".3%"),
+            _number(account.error_after, ".3%"),
+            _number(account.damping or None, "g"),
+            str(account.iterations),
+            f"{account.seconds:.1f}",
+            "yes" if account.shifted else "no",
+            account.note,
+        )
+        for account in accounts
+    ]
+    header = (
+        "layer",
+        "criterion",
+        "magnitude's error",
+        "error",
+        "damping",
+        "iterations",
+        "CPU s",
+        "bias moved",
+        "note",
+    )
+    table = text_table(header, rows)
+    worse = [a.name for a in accounts if (a.error_after or 0.0) > (a.error_before or 0.0)]
+    if not worse:
+        return table
+    return f"{table}Worse than magnitude alone: {', '.join(worse)}. The config key skip_layers leaves them dense.\n"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -16,6 +16,7 @@ from sparsekit.criterion import Criterion
 from sparsekit.graph.node import LiveNode, Node
 from sparsekit.handler import Constraint, OpHandler, WeightSite
 from sparsekit.hookspecs import hookimpl
+from sparsekit.matrix_form import Contraction
 from sparsekit.pattern import ordering_key
 from sparsekit.planning import LayerDecision
 from sparsekit.target import LayerRule, TargetProfile
@@ -55,10 +56,24 @@ def test_a_right_handler_passes() -> None:
     check_handler(Dense(), dense, violating={"transpose-a": dense_transposed})
 
 
+def test_a_right_matrix_form_passes() -> None:
+    check_handler(_form(), dense)
+
+
+def test_a_handler_may_lack_a_matrix_form_for_some_of_its_ops() -> None:
+    def refuse(*_: Any) -> None:
+        raise NotImplementedError("not for this one")
+
+    check_handler(_with(matrix_form=refuse), dense)
+
+
 def test_the_weight_may_be_the_left_operand() -> None:
     class Left(Dense):
         weight_input = 0
         constraints = ()
+
+        def matrix_form(self, site: WeightSite, data: tuple[int, ...], output: tuple[int, ...]) -> Contraction:
+            return Contraction("mk", "kn", "nm", site.source.shape_at_op)
 
     def build() -> Layer:
         data = v1.placeholder(tf.float32, [None, 10], name="data")
@@ -88,6 +103,24 @@ def _constraint(
     reason: str = "some-reason", message: str = "A sentence.", holds: Callable[[WeightSite], Any] = lambda site: True
 ) -> OpHandler:
     return _with(constraints=(Constraint(reason, message, holds),))
+
+
+def _form(**members: Any) -> OpHandler:
+    """A handler whose matrix form differs from the right one in what is said."""
+    form = type("BrokenForm", (Contraction,), members)
+    return _with(matrix_form=lambda self, site, data, output: form("mk", "kn", "mn", site.source.shape_at_op))
+
+
+_RIGHT_FORM: dict[str, Any] = {
+    "matrix_form": lambda self, site, data, output: Contraction("mk", "kn", "mn", site.source.shape_at_op)
+}
+_SHUFFLED = [0, 2, 4, 6, 1, 3, 5, 7]
+
+
+def _takes_away(self: Contraction, output: Any) -> Any:
+    taken = output[None].copy()
+    output[:] = 0
+    return taken
 
 
 def _straight_through(self: OpHandler, site: WeightSite, masked: Any) -> None:
@@ -132,6 +165,66 @@ BROKEN_HANDLERS = {
     "constraint that never holds": (_constraint(holds=lambda site: False), r"skips it \(some-reason\): fc: A sentence"),
     "constraint without an answer": (_constraint(holds=lambda site: 1), "'some-reason' must answer True or False"),
     "two constraints of one reason": (_with(constraints=Dense.constraints * 2), "two constraints have the same reason"),
+    "data input is the weight": (
+        _with(**_RIGHT_FORM, data_input=lambda self, site: 1),
+        "data_input must be the index of the input that holds the",
+    ),
+    "data input out of range": (
+        _with(**_RIGHT_FORM, data_input=lambda self, site: 2),
+        "data_input must be .* not 2: it has 2 inputs",
+    ),
+    "no form after all": (
+        _with(matrix_form=lambda *_: None),
+        "matrix_form must return a sparsekit.MatrixForm, not None",
+    ),
+    "X transposed": (
+        _form(lower=lambda self, data: data.T[None]),
+        r"lower must return \[blocks, rows, K\].* they returned \[1, 8, 3\], \[1, 8, 8\] and \[1, 3, 8\]",
+    ),
+    "X of two axes": (_form(lower=lambda self, data: data), r"lower must return \[blocks, rows, K\]"),
+    "X in another order": (
+        _form(lower=lambda self, data: data[None, :, ::-1]),
+        r"lower\(data\) @ weight_matrix\(weight\) must be output_matrix .* 24 of 24 elements differ, .* column 0",
+    ),
+    "X in another dtype": (
+        _form(lower=lambda self, data: data[None].astype(np.float64)),
+        "lower and output_matrix must keep the dtype, float32 and float32",
+    ),
+    "overwrites the output": (
+        _form(output_matrix=_takes_away),
+        "a matrix form may only read the data, the weight and the output",
+    ),
+    "rows of the output in another order": (
+        _form(output_matrix=lambda self, output: output[None, ::-1]),
+        r"must be output_matrix of the op's output; 16 of 24 elements differ",
+    ),
+    "W without its last column": (
+        _form(weight_matrix=lambda self, weight: weight[None, :, :-1]),
+        r"weight_matrix must hold every element .*\[8, 8\] once, .* it returned float32\[1, 8, 7\]",
+    ),
+    "W in another dtype": (
+        _form(weight_matrix=lambda self, weight: weight[None].astype(np.float64)),
+        "it returned float64",
+    ),
+    "W cannot be undone": (
+        _form(weight_from_matrix=lambda self, matrix: matrix[0].T),
+        "weight_from_matrix must give back the very weight",
+    ),
+    "columns for rows": (
+        _form(
+            weight_matrix=lambda self, weight: weight.T[None],
+            weight_from_matrix=lambda self, matrix: matrix[0].T,
+        ),
+        r"the rows of weight_matrix must be runs of 8 along the group axis \(axis 0 of the weight \[8, 8\]\)",
+    ),
+    "channels in another order": (
+        _form(
+            lower=lambda self, data: data[None][..., _SHUFFLED],
+            weight_matrix=lambda self, weight: weight[None, _SHUFFLED],
+            weight_from_matrix=lambda self, matrix: matrix[0][np.argsort(_SHUFFLED)],
+        ),
+        "groups of 4 are other weights than along the axis",
+    ),
     "no mask": (_with(insert_mask=lambda self, site, masked: None), "insert_mask must let the op read the tensor"),
     "mask and more": (
         _with(insert_mask=lambda self, site, masked: site.rewire(masked * 2)),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from sparsekit.handler import OpHandler
+from sparsekit.handler import OpHandler, WeightSite
+from sparsekit_ops._im2col import Convolution
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,3 +25,6 @@ class Conv3D(OpHandler):
     def multiply_adds(self, node: Node, inputs: Sequence[tuple[int, ...] | None], output: tuple[int, ...]) -> int:
         *kernel, _ = inputs[1]  # type: ignore[misc]
         return math.prod(output) * math.prod(kernel)
+
+    def matrix_form(self, site: WeightSite, data_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Convolution:
+        return Convolution.of(site.node, site.source.shape_at_op, data_shape)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from string import ascii_letters
 from typing import TYPE_CHECKING
 
 from sparsekit.handler import Constraint, OpHandler, WeightSite
+from sparsekit.matrix_form import Contraction
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,23 +45,37 @@ class Einsum(OpHandler):
             lengths |= zip(labels, shape, strict=True)  # type: ignore[arg-type]
         return math.prod(lengths.values())
 
+    def matrix_form(self, site: WeightSite, data_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Contraction:
+        operands, result = _operands(site.node), _result(site.node)
+        weight = operands.pop(site.input)
+        (data,) = operands
+        # What an ellipsis stands for is in the data alone, so these are rows.
+        unused = [label for label in ascii_letters if label not in data + weight]
+        hidden = "".join(unused[: len(data_shape) - len(data.replace("...", ""))])
+        return Contraction(data.replace("...", hidden), weight, result.replace("...", hidden), site.source.shape_at_op)
+
 
 def _operands(node: Node) -> list[str]:
-    equation = str(node.attr("equation", "")).replace(" ", "")
-    return equation.partition("->")[0].split(",")
+    return _equation(node).partition("->")[0].split(",")
+
+
+def _result(node: Node) -> str:
+    return _equation(node).partition("->")[2]
+
+
+def _equation(node: Node) -> str:
+    return str(node.attr("equation", "")).replace(" ", "")
 
 
 def _contracted(node: Node) -> set[str]:
     """The labels that every operand has and the result has not."""
-    equation = str(node.attr("equation", "")).replace(" ", "")
-    operands, _, result = equation.partition("->")
-    shared = set.intersection(*(set(labels) for labels in operands.split(",")))
-    return {label for label in shared - set(result) if label.isalpha()}
+    shared = set.intersection(*(set(labels) for labels in _operands(node)))
+    return {label for label in shared - set(_result(node)) if label.isalpha()}
 
 
 def _is_plain(site: WeightSite) -> bool:
     """No ellipsis, no diagonal in the weight, whose axes would then not be its labels; no label summed in it alone."""
     operands = _operands(site.node)
     labels = operands.pop(site.input)
-    elsewhere = set("".join(operands)) | set(str(site.node.attr("equation", "")).partition("->")[2])
+    elsewhere = set("".join(operands)) | set(_result(site.node))
     return "." not in labels and len(set(labels)) == len(labels) and set(labels) <= elsewhere

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sparsekit.handler import Constraint, OpHandler
+from sparsekit.handler import Constraint, OpHandler, WeightSite
+from sparsekit.matrix_form import Contraction
 
 if TYPE_CHECKING:
     from sparsekit.graph.node import Node
@@ -28,3 +29,7 @@ class MatMul(OpHandler):
 
     def group_axis(self, node: Node) -> int:
         return 1 if node.attr("transpose_b", False) else 0
+
+    def matrix_form(self, site: WeightSite, data_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Contraction:
+        weight = "nk" if site.node.attr("transpose_b", False) else "kn"
+        return Contraction("mk", weight, "mn", site.source.shape_at_op)

@@ -77,3 +77,29 @@ def tensor_name(edge: Edge) -> str:
         passed = call.inputs[argument]
         node, index = passed.node, passed.index
     return f"{node.path}:{index}"
+
+
+def order_of(graph_def: Any) -> dict[str, int]:
+    """When each node can run at the earliest, counted in nodes: after all that it depends on.
+
+    What goes round in a loop is left out.
+    """
+    names = {node.name for node in graph_def.node}
+    waiting = {node.name: 0 for node in graph_def.node}
+    readers: dict[str, list[str]] = {name: [] for name in names}
+    for node in graph_def.node:
+        for text in node.input:
+            read = text.removeprefix("^").partition(":")[0]
+            if read in names:
+                waiting[node.name] += 1
+                readers[read].append(node.name)
+    order: dict[str, int] = {}
+    ready = [name for name, count in waiting.items() if not count]
+    while ready:
+        name = ready.pop()
+        order[name] = len(order)
+        for reader in readers[name]:
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                ready.append(reader)
+    return order

@@ -13,10 +13,10 @@ import tensorflow as tf
 
 from sparsekit.artefact.model import Model
 from sparsekit.calibration.inlining import inlined, tensor_name
+from sparsekit.calibration.samples import ModelInput
 from sparsekit.errors import ModelError
 from sparsekit.graph.forward import forward_nodes
 from sparsekit.graph.node import Edge, FunctionView, Node
-from sparsekit.handler import WeightSite
 
 Array: TypeAlias = npt.NDArray[Any]
 _v1 = tf.compat.v1
@@ -26,14 +26,16 @@ class Network:
     """A model in a session of its own. Use `opened`.
 
     Attributes:
-        inputs: the model's inputs: the name that a feed may use, to the name of the tensor.
+        inputs: what a run must be fed with.
+        outputs: the operations that give the model's results.
     """
 
     def __init__(self, model: Model, session: Any) -> None:
         self._session = session
         self._graph = session.graph
         self._weights: dict[str, Array] = {}
-        self.inputs: Mapping[str, str] = model.inputs
+        self._tensors = dict(model.inputs)
+        self.inputs = tuple(_model_input(name, self._graph, tensor) for name, tensor in self._tensors.items())
         self.outputs: tuple[str, ...] = model.main_outputs or tuple(_unread(model))
         self._in_one_run = forward_nodes(model.view, self.outputs)
 
@@ -45,26 +47,32 @@ class Network:
             node = node.view.call
         return node in self._in_one_run
 
-    def set_weight(self, sites: Iterable[WeightSite], value: Array) -> None:
-        """Let all ops that use a weight see another value from now on."""
-        for site in sites:
-            self._weights[tensor_name(site.source.tensor)] = value
+    def set(self, edges: Iterable[Edge], value: Array) -> None:
+        """Let another value flow along ``edges``, which read a weight or a bias, from now on."""
+        for edge in edges:
+            self._weights[tensor_name(edge)] = value
 
-    def run(self, edges: Sequence[Edge], batch: Mapping[str, Array]) -> list[Array]:
-        """What flows along ``edges`` for one batch of inputs, given by the names of their tensors.
+    def run(self, edges: Sequence[Edge], batch: Mapping[str, Array], *, dense: bool = False) -> list[Array]:
+        """What flows along ``edges`` for one batch of inputs, given by their names.
+
+        Args:
+            edges: to be fetched.
+            batch: the inputs.
+            dense: with the weights as they are stored, whatever was set.
 
         Raises:
             ModelError: TensorFlow cannot run the model on it.
         """
-        return self._run([tensor_name(edge) for edge in edges], batch)
+        return self._run([tensor_name(edge) for edge in edges], batch, dense)
 
-    def run_outputs(self, batch: Mapping[str, Array]) -> list[Array]:
+    def run_outputs(self, batch: Mapping[str, Array], *, dense: bool = False) -> list[Array]:
         """The model's results for one batch of inputs."""
-        return self._run([f"{name}:0" for name in self.outputs], batch)
+        return self._run([f"{name}:0" for name in self.outputs], batch, dense)
 
-    def _run(self, fetches: list[str], batch: Mapping[str, Array]) -> list[Array]:
+    def _run(self, fetches: list[str], batch: Mapping[str, Array], dense: bool) -> list[Array]:
+        feeds = {self._tensors[name]: value for name, value in batch.items()}
         try:
-            return self._session.run(fetches, {**self._weights, **batch})
+            return self._session.run(fetches, feeds if dense else {**self._weights, **feeds})
         except (tf.errors.OpError, ValueError, TypeError) as error:
             message = str(error).partition("\n")[0]
             raise ModelError(
@@ -94,6 +102,17 @@ def _config() -> Any:
     config.graph_options.rewrite_options.disable_meta_optimizer = True
     config.graph_options.optimizer_options.opt_level = -1
     return config
+
+
+def _model_input(name: str, graph: Any, tensor_name: str) -> ModelInput:
+    tensor = graph.get_tensor_by_name(tensor_name)
+    shape = None if tensor.shape.rank is None else tuple(tensor.shape.as_list())
+    return ModelInput(
+        name,
+        object if tensor.dtype == tf.string else tensor.dtype.as_numpy_dtype,
+        shape,
+        required=tensor.op.type != "PlaceholderWithDefault",
+    )
 
 
 def _unread(model: Model) -> list[str]:

@@ -15,6 +15,7 @@ from sparsekit.plugins import Registry
 from sparsekit.testing._contraction import check_contraction
 from sparsekit.testing._graphs import Build, PlannedGraph, new_graph, plan_new, registry_of
 from sparsekit.testing._lifecycle import check_lifecycle
+from sparsekit.testing._matrix_form import check_matrix_form
 
 
 def check_handler(handler: OpHandler, build: Build, *, violating: Mapping[str, Build] | None = None) -> None:
@@ -41,6 +42,8 @@ def check_handler(handler: OpHandler, build: Build, *, violating: Mapping[str, B
         return plan_new(handler, build, registry)
 
     check_contraction(plan(), random)
+    if handler.has_matrix_form:
+        check_matrix_form(handler, plan(), random)
     check_lifecycle(handler, plan, registry, random)
     for reason, broken in (violating or {}).items():
         _check_violated(reason, broken, handler, registry)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sparsekit import Constraint, OpHandler
+from sparsekit import Constraint, Contraction, OpHandler, WeightSite
 
 if TYPE_CHECKING:
     from sparsekit.graph.node import Node
@@ -25,3 +25,6 @@ class SparseMatMul(OpHandler):
 
     def group_axis(self, node: Node) -> int:
         return 1 if node.attr("transpose_b", False) else 0
+
+    def matrix_form(self, site: WeightSite, data_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Contraction:
+        return Contraction("mk", "nk" if self.group_axis(site.node) else "kn", "mn", site.source.shape_at_op)
