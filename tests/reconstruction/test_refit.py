@@ -40,7 +40,7 @@ def test_a_refit_is_the_least_squares_optimum_whatever_the_mask(seed, size, colu
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_conjugate_gradients_come_close_to_the_optimum_of_a_layer_too_large_to_solve_exactly(dtype):
     inputs = gaussian_inputs(1000, 200)
-    weight = np.random.default_rng(1).standard_normal((200, 30))
+    weight = np.random.default_rng(1).standard_normal((200, 10))
     mask = keep_mask(weight, 0)
     gram = damp(inputs.T @ inputs, 0.01).gram
     ridge = np.diagonal(gram) - np.square(inputs).sum(axis=0)
