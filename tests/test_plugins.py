@@ -111,7 +111,7 @@ def test_the_built_in_plugins_come_through_the_same_entry_points():
     ]
     registry = build_registry(built_in)
     assert {"MatMul", "Conv2D", "Conv2DBackpropInput"} < set(registry.handlers)
-    assert set(registry.criteria) == {"magnitude", "random", "inverted"}
+    assert set(registry.criteria) == {"magnitude", "random", "inverted", "wanda", "sparsegpt", "admm"}
     assert registry.handler("MatMul") is registry.handlers["MatMul"].value
     assert registry.handler("SparseMatMul") is None
     assert registry.handlers["MatMul"].overrides is None

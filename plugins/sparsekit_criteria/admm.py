@@ -25,8 +25,8 @@ class Admm(Criterion):
 
     Effort: at most 20, 60 or 300 iterations ("fast", "normal", "high"), fewer when 0.1 %, 0.01 % or 0.001 % of the
     mask bits change between two penalties, twice running, and 10, 30 or 200 are done. Layers of up to 32 inputs
-    ("high": 64, "fast": none) are then polished group by group. A refit follows: exact up to 512 inputs, else at most
-    15 conjugate gradients.
+    ("high": 64, "fast": none) are then polished group by group. A refit follows: exact up to 128 inputs, else by
+    conjugate gradients (float64 up to 512 inputs, then float32).
 
     Falls back to the magnitude mask, and says so in the Solution, where a fit does worse than that on held-back
     samples, for fewer than 4 rows, and where all inputs are the same.

@@ -18,7 +18,7 @@ class SparseGpt(Criterion):
     """As published (Frantar and Alistarh 2023, arXiv 2301.00774), n:m, with its damping of 1 % of the mean diagonal.
 
     ``problem.damping`` replaces the 1 %; ``problem.effort`` makes no difference. Inputs that are always zero lose
-    their weights.
+    their weights. Falls back to the magnitude mask where that one does better on the calibration samples.
     """
 
     name = "sparsegpt"

@@ -90,9 +90,10 @@ def choose_damping(problem: LayerProblem) -> Damping:
     """The damping of the problem, or the one that does best across two folds of the samples.
 
     A mask by ``w^2 / [H^-1]_kk`` is refitted on one fold with every ridge of `GRID` and scored on the other, both
-    ways, for up to 32 columns. Half of the best is taken: a fold has half of the samples, so its Gram matrix twice the
-    noise. With one fold alone: Ledoit and Wolf's shrinkage towards the diagonal (J. Multivariate Analysis 88, 2004),
-    its variances those of a Gaussian, clipped to [0.002, 1].
+    ways, for up to 32 columns. Half of the best is taken: a fold has half of the samples, so its Gram matrix has twice
+    the noise (1 to 7 % less error on fresh inputs of trained layers, 1.6 % more of synthetic ones). With one fold
+    alone: Ledoit and Wolf's shrinkage towards the diagonal (J. Multivariate Analysis 88, 2004), its variances those of
+    a Gaussian, clipped to [0.002, 1].
     """
     if problem.damping is not None:
         return Damping(problem.damping, "given")

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-EXACT_SIZE = 512
-"""Up to this many inputs every column is solved exactly."""
+EXACT_SIZE = 128
+"""Up to this many inputs every column is solved exactly; above, that costs more than it is worth."""
 
 # Memory for the systems of as many columns as are solved at once.
 _BATCH_BYTES = 1 << 26
@@ -32,8 +32,8 @@ def refit(
     *,
     start: Array | None = None,
     exact: bool | None = None,
-    iterations: int = 15,
-    tolerance: float = 1e-5,
+    iterations: int | None = None,
+    tolerance: float | None = None,
 ) -> Refit:
     """The weights V on ``mask`` that minimise ``tr((goal - V)' H (goal - V))``.
 
@@ -44,12 +44,20 @@ def refit(
         start: float [K, N], where the iterations start; None: at the masked goal.
         exact: solve each column exactly; None: up to `EXACT_SIZE` inputs. Otherwise conjugate gradients on all
             columns at once, with the diagonal as a preconditioner, in H's dtype.
-        iterations: at most.
-        tolerance: stop when an iteration lowers the objective by less than this share.
+        iterations: at most; None: 15 in float32, 100 in float64.
+        tolerance: stop when an iteration lowers the objective by less than this share; None: 1e-5, 1e-8.
     """
     if exact if exact is not None else len(goal) <= EXACT_SIZE:
         return Refit(_least_squares(goal, mask, damped_gram), 0)
-    return _conjugate_gradients(goal, mask, damped_gram, goal if start is None else start, iterations, tolerance)
+    most, least = (100, 1e-8) if damped_gram.dtype == np.float64 else (15, 1e-5)
+    return _conjugate_gradients(
+        goal,
+        mask,
+        damped_gram,
+        start=goal if start is None else start,
+        iterations=most if iterations is None else iterations,
+        tolerance=least if tolerance is None else tolerance,
+    )
 
 
 def _least_squares(goal: Array, mask: Array, damped_gram: Array) -> Array:
@@ -77,7 +85,7 @@ def _least_squares(goal: Array, mask: Array, damped_gram: Array) -> Array:
 
 
 def _conjugate_gradients(
-    goal: Array, mask: Array, gram: Array, start: Array, iterations: int, tolerance: float
+    goal: Array, mask: Array, gram: Array, *, start: Array, iterations: int, tolerance: float
 ) -> Refit:
     kind = gram.dtype
     keep = mask.astype(kind)
