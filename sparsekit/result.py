@@ -131,10 +131,10 @@ def accounts_table(accounts: Sequence[LayerAccount]) -> str:
     header = (
         "layer",
         "criterion",
-        "magnitude's error",
+        "error by magnitude",
         "error",
         "damping",
-        "iterations",
+        "steps",
         "CPU s",
         "bias moved",
         "note",

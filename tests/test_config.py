@@ -89,7 +89,6 @@ def test_every_per_layer_key_is_one_of_the_config_and_of_its_overrides():
         ("pattern", "two of four"),
         ("pattern", None),
         ("criterion", ""),
-        ("criterion", None),
         ("update_freq", -1),
         ("update_freq", True),
         ("update_freq", 1.0),

@@ -20,7 +20,7 @@ from sparsekit.calibration.network import Network, opened
 from sparsekit.calibration.repairs import repaired
 from sparsekit.calibration.samples import Samples
 from sparsekit.config import PruneConfig
-from sparsekit.graph.node import Edge
+from sparsekit.graph.node import Edge, FunctionView, Node
 from sparsekit.graph.trace import Tracer
 from sparsekit.handler import OpHandler, WeightSite
 from sparsekit.one_shot import pruned_weight, refuse_non_finite
@@ -72,7 +72,14 @@ def prune_calibrated(
 def _in_order(model: Model, layers: Iterable[PlannedLayer]) -> list[PlannedLayer]:
     """A layer comes after those that its inputs are made by: the order of the first of its uses."""
     order = order_of(inlined(model.view))
-    return sorted(layers, key=lambda layer: min(order.get(site.node.path, 0) for site in layer.sites))
+
+    def place(node: Node) -> int:
+        # A node in the body of a loop runs with the loop.
+        while node.path not in order and isinstance(node.view, FunctionView):
+            node = node.view.call
+        return order.get(node.path, 0)
+
+    return sorted(layers, key=lambda layer: min(place(site.node) for site in layer.sites))
 
 
 @attrs.frozen(eq=False)

@@ -41,16 +41,14 @@ class Network:
 
     def reaches(self, node: Node) -> bool:
         """Whether a run of the model computes the node, in a place where a session can fetch it."""
-        while isinstance(node.view, FunctionView):
-            if node.view.role != "f":  # the body of a loop or cond
-                return False
-            node = node.view.call
-        return node in self._in_one_run
+        outermost = _outermost(node)
+        return outermost is not None and outermost in self._in_one_run
 
     def set(self, edges: Iterable[Edge], value: Array) -> None:
         """Let another value flow along ``edges``, which read a weight or a bias, from now on."""
         for edge in edges:
-            self._weights[tensor_name(edge)] = value
+            if _outermost(edge.node) is not None:  # a constant in the body of a loop cannot be replaced
+                self._weights[tensor_name(edge)] = value
 
     def run(self, edges: Sequence[Edge], batch: Mapping[str, Array], *, dense: bool = False) -> list[Array]:
         """What flows along ``edges`` for one batch of inputs, given by their names.
@@ -113,6 +111,15 @@ def _model_input(name: str, graph: Any, tensor_name: str) -> ModelInput:
         shape,
         required=tensor.op.type != "PlaceholderWithDefault",
     )
+
+
+def _outermost(node: Node) -> Node | None:
+    """The op of the main graph that the node is, or that calls what it lies in; None in the body of a loop or cond."""
+    while isinstance(node.view, FunctionView):
+        if node.view.role != "f":
+            return None
+        node = node.view.call
+    return node
 
 
 def _unread(model: Model) -> list[str]:
