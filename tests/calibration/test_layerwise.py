@@ -123,7 +123,7 @@ def test_a_layer_in_a_loop_goes_by_magnitude_and_says_so() -> None:
 
     concrete = call.get_concrete_function(tf.TensorSpec([None, 8], name="x"))
     frozen = convert_variables_to_constants_v2(concrete, lower_control_flow=False).graph.as_graph_def()
-    result = sparsekit.prune(frozen, calibration=normal(50, 8))
+    result = sparsekit.prune(frozen, calibration=samples()[:, 0, 0])
     before, inside = result.accounts
     assert "before" in before.name and (before.criterion, before.note) == ("admm", "")
     assert "inside" in inside.name and inside.criterion == "magnitude" and "no run of the model" in inside.note
