@@ -38,6 +38,10 @@ class ConfigError(SparsekitError):
     """A config (dict, TOML, AMCT text) that cannot be used; nothing was changed."""
 
 
+class CalibrationError(SparsekitError):
+    """Calibration samples that cannot be used; nothing was changed."""
+
+
 class RecordError(SparsekitError):
     """A record file that cannot be read or that does not match its model."""
 

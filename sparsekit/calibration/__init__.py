@@ -1,0 +1,1 @@
+"""Calibration: what layers see of real data, for criteria that choose weights by it."""

@@ -1,0 +1,401 @@
+"""Calibration samples: whatever the user has, as batches that can be read as often as needed.
+
+Calibrated pruning runs the model several times over the same data, layer after layer. So samples are read once from
+where they come, checked against the model's inputs, and kept.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+
+from sparsekit.errors import CalibrationError, MissingFileError, near_matches
+
+Array: TypeAlias = npt.NDArray[Any]
+
+_FORMS = (
+    "an iterable of batches (dicts of input name to array, arrays, or tuples of arrays), a tf.data.Dataset, a dict of "
+    "input name to array, or the path of an .npz file"
+)
+_FIRST_AXIS = "The first axis of every array holds the samples."
+# What an input of a kind of dtype takes: with bool, integers and floats numpy's letters, "V" bfloat16 and the like.
+_TAKES = {"b": "b", "i": "biu", "u": "biu", "f": "biufV", "V": "biufV", "c": "biufcV", "O": "SUO"}
+
+
+@attrs.frozen
+class ModelInput:
+    """An input of the model that samples are for.
+
+    Attributes:
+        name: of its placeholder, without ":0".
+        dtype: what is fed has, or is converted to; ``object`` for strings.
+        shape: None for lengths that are not fixed, and None as a whole for an unknown rank. The first axis holds the
+            samples; a scalar (a switch, say) has none and is the same for all samples of a batch.
+        required: whether it must be fed; an input with a default need not be.
+    """
+
+    name: str
+    dtype: np.dtype[Any] = attrs.field(converter=np.dtype)
+    shape: tuple[int | None, ...] | None = None
+    required: bool = True
+
+    def __str__(self) -> str:
+        dtype = "string" if self.dtype.kind == "O" else self.dtype.name
+        if self.shape is None:
+            return f"'{self.name}' ({dtype} of any shape)"
+        return f"'{self.name}' ({dtype}[{', '.join('?' if n is None else str(n) for n in self.shape)}])"
+
+
+@attrs.frozen(eq=False)
+class Batch:
+    """What the model is fed at once.
+
+    Attributes:
+        feeds: by input name, without ":0".
+        fold: 0 or 1: the half of the samples that it belongs to, see :attr:`Samples.halves`.
+        samples: how many there are in it.
+    """
+
+    feeds: Mapping[str, Array]
+    fold: int
+    samples: int
+
+
+class Samples:
+    """Batches for the inputs of a model; iterating gives the same :class:`Batch` objects every time.
+
+    Args:
+        source: one of
+
+            - an iterable of batches. A batch is a dict of input name (with or without ":0", or a placeholder) to array,
+              or one array for a model with one input, or a tuple of arrays in the order of the inputs. A generator is
+              read once, here; what it yields is copied, and kept in memory up to ``memory_limit``, then in a
+              temporary file. Arrays in a list or tuple are not copied: do not change them.
+            - a ``tf.data.Dataset`` of such batches, finite; read once too, since it may shuffle.
+            - a dict of input name to array (for one input also an array) with all the samples, or the path of an .npz
+              file with such arrays, which is read whole. They are cut into batches.
+        inputs: the model's, in the order that tuples have.
+        batch_size: how many samples a batch has where arrays are cut; the last one may have fewer. An input whose first
+            axis has a fixed length must be given that length.
+        memory_limit: bytes.
+
+    Arrays are converted to an input's dtype where that loses nothing but digits of floats.
+
+    Raises:
+        CalibrationError: it is none of these, is empty, or a batch does not fit the inputs: unknown or missing names, a
+            dtype, rank or length that does not fit, arrays of one batch that hold different numbers of samples, NaN.
+            The error names the batch, counted from 0, and the input.
+        MissingFileError: there is no such file.
+    """
+
+    def __init__(
+        self, source: Any, inputs: Sequence[ModelInput], *, batch_size: int = 32, memory_limit: int = 1 << 30
+    ) -> None:
+        if type(batch_size) is not int or batch_size < 1:
+            raise CalibrationError(repr(batch_size), where="batch_size", expected="a positive integer")
+        self.inputs = tuple(inputs)
+        self._store = _Store(memory_limit)
+        where, batches = _open(source, self.inputs, batch_size)
+        # A generator may fill the same arrays again and again.
+        held = bool(where) or isinstance(source, (Mapping, list, tuple, np.ndarray))
+        lengths = []
+        for number, batch in enumerate(batches):
+            feeds, samples = _checked(batch, self.inputs, f"{where}batch {number}")
+            lengths.append(samples)
+            self._store.append(feeds, copy=not held)
+        if not lengths:
+            raise CalibrationError("is empty", where=f"{where}samples", expected="at least one batch")
+        self._parts = _parts(lengths, self.inputs)
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return len(self._parts)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for part in self._parts:
+            feeds = self._store[part.stored]
+            if part.cut is not None:
+                feeds = {name: array[part.cut] if array.ndim else array for name, array in feeds.items()}
+            yield Batch(feeds, part.fold, part.samples)
+
+    @property
+    def count(self) -> int:
+        """The number of samples in all batches."""
+        return sum(part.samples for part in self._parts)
+
+    @property
+    def halves(self) -> npt.NDArray[np.int8]:
+        """For two-fold cross-validation: the fold, 0 or 1, of every sample, in their order.
+
+        Whole batches belong to a fold, each to the one with fewer samples so far: batches of one size alternate. So
+        nothing need be known about where a layer keeps the samples apart. A single batch is cut into two; where it
+        cannot be, since it holds one sample or the model fixes the number, all belong to fold 0.
+        """
+        folds = [part.fold for part in self._parts]
+        return np.repeat(np.array(folds, np.int8), [part.samples for part in self._parts])
+
+    def close(self) -> None:
+        """Let go of the arrays; a temporary file is deleted (which also happens when nobody holds the samples)."""
+        self._store.close()
+
+    def __enter__(self) -> Samples:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+# --- batches in two halves -------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class _Part:
+    """A batch: a stored one, or a cut of it."""
+
+    stored: int
+    cut: slice | None
+    samples: int
+    fold: int
+
+
+def _parts(lengths: list[int], inputs: Sequence[ModelInput]) -> list[_Part]:
+    fixed = any(known.shape and known.shape[0] is not None for known in inputs)
+    if len(lengths) == 1 and lengths[0] > 1 and not fixed:
+        (whole,) = lengths
+        half = whole - whole // 2
+        return [_Part(0, slice(0, half), half, 0), _Part(0, slice(half, whole), whole - half, 1)]
+    parts, sums = [], [0, 0]
+    for index, length in enumerate(lengths):
+        fold = int(sums[1] < sums[0])
+        sums[fold] += length
+        parts.append(_Part(index, None, length, fold))
+    return parts
+
+
+# --- where batches come from -----------------------------------------------------------------------------
+
+
+def _open(source: Any, inputs: Sequence[ModelInput], batch_size: int) -> tuple[str, Iterable[Any]]:
+    """The batches that ``source`` stands for, and the file that they come from, for messages."""
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fsdecode(source)
+        return f"{path}, ", _cut(_read_npz(path), inputs, batch_size, f"{path}, ")
+    if isinstance(source, Mapping):
+        return "", _cut(dict(source), inputs, batch_size, "")
+    if isinstance(source, np.ndarray):
+        if len(inputs) != 1:
+            raise CalibrationError("is one array", where="samples", expected=f"a dict of arrays: {_listed(inputs)}")
+        return "", _cut({inputs[0].name: source}, inputs, batch_size, "")
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is not None and isinstance(source, tensorflow.data.Dataset):
+        return "", _of_dataset(source, tensorflow)
+    if isinstance(source, bytes) or not isinstance(source, Iterable):
+        raise CalibrationError(f"got {type(source).__name__}", where="samples", expected=_FORMS)
+    return "", source
+
+
+def _read_npz(path: str) -> dict[str, Array]:
+    expected = "an .npz file with an array for every input"
+    try:
+        arrays = np.load(path, allow_pickle=False)
+        if isinstance(arrays, np.ndarray):
+            raise CalibrationError("holds a single array", where=path, expected=expected)
+        with arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingFileError("there is no such file", where=path, expected=expected) from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise CalibrationError(f"cannot be read ({error})", where=path, expected=expected) from error
+
+
+def _cut(arrays: dict[Any, Any], inputs: Sequence[ModelInput], size: int, where: str) -> Iterator[dict[str, Array]]:
+    """Arrays that hold all the samples, cut into batches."""
+    named = {
+        known.name: _array(value, f"{where}input '{known.name}'")
+        for known, value in _by_input(arrays, inputs, f"{where}samples")
+    }
+    lengths = _lengths(named, f"{where}samples")
+    for start in range(0, max(lengths.values(), default=0), size):
+        yield {name: array[start : start + size] if array.ndim else array for name, array in named.items()}
+
+
+def _of_dataset(dataset: Any, tensorflow: Any) -> Iterator[Any]:
+    if not tensorflow.executing_eagerly():
+        raise CalibrationError(
+            "is a tf.data.Dataset, which cannot be read where eager execution is off",
+            where="samples",
+            hint="Make the samples outside of `with graph.as_default()`, or give arrays.",
+        )
+    if dataset.cardinality() == tensorflow.data.INFINITE_CARDINALITY:
+        raise CalibrationError(
+            "is a tf.data.Dataset without end", where="samples", hint="Take some of its batches: dataset.take(8)."
+        )
+    iterator: Iterator[Any] = dataset.as_numpy_iterator()
+    return iterator
+
+
+# --- checks ----------------------------------------------------------------------------------------------
+
+
+def _checked(batch: Any, inputs: Sequence[ModelInput], where: str) -> tuple[dict[str, Array], int]:
+    """The arrays of a batch as the model takes them, by input name, and how many samples they hold."""
+    feeds = {
+        known.name: _fitting(_array(value, f"{where}, input '{known.name}'"), known, f"{where}, input '{known.name}'")
+        for known, value in _by_input(batch, inputs, where)
+    }
+    lengths = _lengths(feeds, where)
+    samples = next(iter(lengths.values()), 1)
+    if samples == 0:
+        raise CalibrationError("holds no samples", where=where, expected="at least one")
+    return feeds, samples
+
+
+def _by_input(batch: Any, inputs: Sequence[ModelInput], where: str) -> list[tuple[ModelInput, Any]]:
+    """Every array of a batch with the input that it is for."""
+    required = [known for known in inputs if known.required]
+    if not isinstance(batch, Mapping):
+        several = isinstance(batch, tuple) or (isinstance(batch, list) and len(required) > 1)
+        values = list(batch) if several else [batch]
+        order = required if len(values) == len(required) else list(inputs)
+        if len(values) != len(order):
+            raise CalibrationError(
+                f"holds {len(values)} array{'s' * (len(values) != 1)}",
+                where=where,
+                expected=f"one for each of {len(order)} inputs: {_listed(order)}",
+                hint="Labels are not needed: leave them out." if len(values) > len(order) else "",
+            )
+        return list(zip(order, values, strict=True))
+    by_name = {known.name: known for known in inputs}
+    found: dict[str, Any] = {}
+    for key, value in batch.items():
+        name = str(getattr(key, "name", key)).removesuffix(":0")
+        if name not in by_name:
+            raise CalibrationError(
+                f"has an array for '{name}', which is no input of the model",
+                where=where,
+                expected=f"names of {_listed(inputs)}",
+                hint=near_matches(name, by_name),
+            )
+        if name in found:
+            raise CalibrationError(f"has two arrays for '{name}'", where=where)
+        found[name] = value
+    missing = [known for known in required if known.name not in found]
+    if missing:
+        raise CalibrationError(f"has no array for {_listed(missing)}", where=where)
+    return [(by_name[name], value) for name, value in found.items()]
+
+
+def _array(value: Any, where: str) -> Array:
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise CalibrationError(
+            f"{type(value).__name__} is no array ({error})", where=where, expected="arrays of numbers"
+        ) from error
+
+
+def _fitting(array: Array, known: ModelInput, where: str) -> Array:
+    """The array in the input's dtype, if it fits the input."""
+    expected = str(known)
+    if array.dtype.kind not in _TAKES.get(known.dtype.kind, ""):
+        raise CalibrationError(f"dtype {array.dtype}", where=where, expected=expected)
+    shape = known.shape
+    if shape is not None and len(shape) != array.ndim:
+        raise CalibrationError(
+            f"rank {array.ndim}, shape {list(array.shape)}", where=where, expected=expected, hint=_FIRST_AXIS
+        )
+    if shape is not None and any(n not in (None, length) for n, length in zip(shape, array.shape, strict=True)):
+        raise CalibrationError(f"shape {list(array.shape)}", where=where, expected=expected)
+    if known.dtype.kind == "O":
+        return array
+    with np.errstate(over="ignore"):
+        converted = array.astype(known.dtype, copy=False)
+    if known.dtype.kind in "iu" and (converted != array).any():
+        raise CalibrationError(f"values that {known.dtype} cannot hold", where=where, expected=expected)
+    if known.dtype.kind in "fcV":
+        _refuse_nan(converted, array, where)
+    return converted
+
+
+def _refuse_nan(converted: Array, array: Array, where: str) -> None:
+    nan = np.isnan(converted)
+    if nan.any():
+        at = [int(i) for i in np.argwhere(nan)[0]]
+        raise CalibrationError(
+            f"NaN in {np.count_nonzero(nan)} of {nan.size} elements, the first at {at}",
+            where=where,
+            expected="numbers",
+        )
+    if converted.dtype != array.dtype and (np.isinf(converted) & np.isfinite(array)).any():
+        raise CalibrationError(f"values too large for {converted.dtype}", where=where, expected="finite numbers")
+
+
+def _lengths(arrays: Mapping[str, Array], where: str) -> dict[str, int]:
+    """How many samples each array holds; all the same."""
+    lengths = {name: array.shape[0] for name, array in arrays.items() if array.ndim}
+    if len(set(lengths.values())) > 1:
+        each = ", ".join(f"'{name}' {length}" for name, length in lengths.items())
+        raise CalibrationError(
+            f"its arrays hold different numbers of samples: {each}", where=where, expected="as many", hint=_FIRST_AXIS
+        )
+    return lengths
+
+
+def _listed(inputs: Sequence[ModelInput]) -> str:
+    return ", ".join(map(str, inputs))
+
+
+# --- what is kept ----------------------------------------------------------------------------------------
+
+
+class _Store:
+    """Batches in memory, and those past the limit in a temporary file without a name."""
+
+    def __init__(self, memory_limit: int) -> None:
+        self._room = memory_limit
+        self._kept: list[dict[str, Array | int]] = []
+        self._file: Any = None
+
+    def append(self, feeds: Mapping[str, Array], *, copy: bool) -> None:
+        """Keep a batch; one that is not to be copied needs no room, whoever holds its arrays."""
+        size = sum(array.nbytes for array in feeds.values()) if copy else 0
+        self._room -= size
+        if self._room >= 0:
+            self._kept.append({name: array.copy() if copy else array for name, array in feeds.items()})
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="sparsekit-samples-")  # noqa: SIM115
+        self._kept.append({name: self._write(array) for name, array in feeds.items()})
+
+    def _write(self, array: Array) -> int:
+        """Where in the file it begins."""
+        offset: int = self._file.seek(0, os.SEEK_END)
+        np.save(self._file, array, allow_pickle=True)
+        return offset
+
+    def __getitem__(self, index: int) -> dict[str, Array]:
+        return {name: self._read(kept) for name, kept in self._kept[index].items()}
+
+    def _read(self, kept: Array | int) -> Array:
+        if not isinstance(kept, int):
+            return kept
+        self._file.seek(kept)
+        array: Array = np.load(self._file, allow_pickle=True)
+        return array
+
+    def close(self) -> None:
+        self._kept.clear()
+        if self._file is not None:
+            self._file.close()
