@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsekit._on_tensorflow import register_gradient
 from sparsekit.errors import (
+    CalibrationError,
     ConfigError,
     GraphError,
     MissingFileError,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CalibrationError",
     "ConfigError",
     "Constraint",
     "Contraction",

@@ -238,7 +238,7 @@ def _of_dataset(dataset: Any, tensorflow: Any) -> Iterator[Any]:
             where="samples",
             hint="Make the samples outside of `with graph.as_default()`, or give arrays.",
         )
-    if dataset.cardinality() == -99:
+    if dataset.cardinality() == tensorflow.data.INFINITE_CARDINALITY:
         raise CalibrationError(
             "is a tf.data.Dataset without end", where="samples", hint="Take some of its batches: dataset.take(8)."
         )
