@@ -34,6 +34,7 @@ format: $(VENV)/installed
 bench: $(BENCH)/installed
 	$(BENCH)/bin/python tests/benchmarks/bench_kernel.py
 	$(BENCH)/bin/python tests/benchmarks/bench_insertion.py
+	$(BENCH)/bin/python tests/benchmarks/bench_artefact.py
 	$(BENCH)/bin/python tests/benchmarks/bench_training.py
 
 $(VENV)/installed: pyproject.toml
