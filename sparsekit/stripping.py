@@ -239,7 +239,7 @@ class _Folding:
 
 
 def _folded(weight: Array, handler: OpHandler, packed: Array) -> Array:
-    mask = np.unpackbits(packed, count=weight.size).reshape(weight.shape).astype(bool)
+    mask = np.unpackbits(packed, count=weight.size).reshape(weight.shape).view(np.bool_)
     return handler.remove_mask(weight, mask)
 
 
