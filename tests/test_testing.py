@@ -19,6 +19,7 @@ from sparsekit.hookspecs import hookimpl
 from sparsekit.matrix_form import Contraction
 from sparsekit.pattern import ordering_key
 from sparsekit.planning import LayerDecision
+from sparsekit.reconstruction import LayerProblem, assess
 from sparsekit.target import LayerRule, TargetProfile
 from sparsekit.testing import Layer, _lifecycle, check_criterion, check_handler, check_plugin, check_target
 from sparsekit.verification import Verification
@@ -425,6 +426,35 @@ BROKEN_CRITERIA = {
     "random in a graph": (
         _on_arrays_and_tensors(lambda w: w, lambda w: tf.random.uniform(w.shape)),
         "leads to another 2:4 mask than on the same numpy array",
+    ),
+}
+
+
+def _solves(change: Callable[[Any], Any], **members: Any) -> Criterion:
+    """Masks by magnitude, of which ``change`` makes something else."""
+
+    def solve(self: Criterion, problem: LayerProblem) -> Any:
+        return change(assess(problem, problem.magnitude_mask(), problem.weight))
+
+    return type("Broken", (Criterion,), {"name": "broken", "needs": "statistics", "solve": solve, **members})()
+
+
+def test_a_right_criterion_that_needs_statistics_passes() -> None:
+    check_criterion(_solves(lambda solution: solution))
+
+
+BROKEN_CRITERIA |= {
+    "needs something else": (_solves(lambda s: s, needs="luck"), "needs must be one of .*, not 'luck'"),
+    "statistics while training": (_solves(lambda s: s, live=True), "live must be False"),
+    "no solution": (_solves(lambda s: s.weight), "returned ndarray; it must be a Solution"),
+    "other dtype": (_solves(lambda s: attrs.evolve(s, weight=s.weight.astype("f2"))), "returned float16"),
+    "mask of floats": (_solves(lambda s: attrs.evolve(s, mask=s.mask * 1.0)), "returned a mask float64"),
+    "NaN in weights": (_solves(lambda s: attrs.evolve(s, weight=s.weight * np.nan)), "returned NaN or infinity"),
+    "not zero": (_solves(lambda s: attrs.evolve(s, weight=s.weight + 1)), "other than zero where its mask is False"),
+    "keeps all": (_solves(lambda s: attrs.evolve(s, mask=s.mask | True)), "kept more than 2 weights of a group"),
+    "random weights": (
+        _solves(lambda s: attrs.evolve(s, weight=(s.mask * _random.random(s.mask.shape)).astype(s.weight.dtype))),
+        "asked again, it gave other weights",
     ),
 }
 

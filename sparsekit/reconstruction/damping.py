@@ -22,7 +22,7 @@ GRID = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 # That of the mask whose refits are compared.
 _MASK_DAMPING = 0.03
 _COLUMNS = 32
-_ITERATIONS = 25
+_ITERATIONS, _TOLERANCE = 25, 1e-4
 _LEAST, _MOST = 0.002, 1.0
 
 
@@ -143,7 +143,7 @@ def _held_out(problem: LayerProblem, scored: Statistics) -> Array:
         np.fill_diagonal(working, np.diagonal(gram) + ridge(gram, damping))
         if cross is not None:
             goal = goal_of(problem.weight, gram, working.astype(np.float64, copy=False), cross)
-        found = refit(goal, mask, working, exact=False, iterations=_ITERATIONS, tolerance=0.0)
+        found = refit(goal, mask, working, exact=False, iterations=_ITERATIONS, tolerance=_TOLERANCE)
         errors[index] = error(found.weight)
     errors[-1] = error(np.where(problem.magnitude_mask(), problem.weight, 0))
     return errors

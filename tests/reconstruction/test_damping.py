@@ -62,6 +62,13 @@ def test_one_fold_alone_is_shrunk():
     assert choose_damping(LayerProblem(weight, statistics_of(inputs, folds=4))).source == "cross-validation"
 
 
+def test_the_columns_that_are_looked_at_do_not_depend_on_their_order():
+    weight = np.random.default_rng(0).standard_normal((12, 100))
+    problem = problem_of(gaussian_inputs(60, 12), weight)
+    moved = choose_damping(attrs.evolve(problem, weight=weight[:, ::-1].copy()))
+    assert moved.held_out == pytest.approx(choose_damping(problem).held_out)
+
+
 def test_problems_that_make_no_sense_are_refused():
     statistics = statistics_of(gaussian_inputs(8, 4))
     with pytest.raises(SparsekitError, match=r"shape \[5, 2\]; expected \[4, outputs\]"):
