@@ -201,7 +201,7 @@ def test_who_waits_for_a_call_waits_for_what_it_waits_for() -> None:
 
         @tf.function(autograph=False)
         def double(x: Any) -> Any:
-            return x * 2.0
+            return x + x
 
         one = tf.constant(1.0)
         slow = tf.py_function(lambda: time.sleep(0.2) or 5.0, [], tf.float32)
