@@ -511,8 +511,21 @@ def _output_index(node: Node, output: str) -> int:
     """From a function body's "output_true:0" to the index of the output."""
     name, _, offset = output.partition(":")
     definition = op_def_registry.get(node.op)
-    names = [arg.name for arg in definition.output_arg] if definition else []
-    return (names.index(name) if name in names else 0) + int(offset or 0)
+    index = 0
+    for arg in definition.output_arg if definition else ():
+        if arg.name == name:
+            return index + int(offset or 0)
+        index += _length(node, arg)
+    return int(offset or 0)
+
+
+def _length(node: Node, arg: Any) -> int:
+    """How many tensors one output of an op's definition stands for."""
+    if arg.number_attr:
+        return int(node.attr(arg.number_attr, 0))
+    if arg.type_list_attr:
+        return len(node.attr(arg.type_list_attr, ()))
+    return 1
 
 
 def _plain(value: Any) -> Any:
