@@ -195,7 +195,7 @@ class SavedModel:
         Raises:
             MissingFileError, ModelError: the graph, its functions or its object graph do not hold together.
         """
-        graph = meta_graph.view
+        graph = ProtoGraph(meta_graph.graph_def)
         session = _session_keys(graph, meta_graph)
         captures: dict[str, tuple[str | None, ...]] = {}
         objects = session

@@ -152,7 +152,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_saved_model_is_pruned_in_all_its_copies(exported: Path, tmp_path: Path) -> None:
-    result = sparsekit.prune(exported, calibration={"keras_tensor": samples()})
+    result = sparsekit.prune(exported, calibration=samples())
     result.save(tmp_path / "out")
     assert sparsekit.verify(tmp_path / "out").ok
     assert sparsekit.diff(exported, tmp_path / "out").only_weights
