@@ -27,6 +27,7 @@ def prune_model(model: Model, layers: tuple[PlannedLayer, ...], registry: Regist
         for layer in track(layers, "Checking weights"):
             for _, weight in model.values(layer.source.read):
                 refuse_non_finite(weight, layer.decision.name, layer.decision.weight)
+                del weight  # before the next one is read
     changes: list[Change] = [
         (layer.source.read, functools.partial(_checked_and_pruned, layer=layer, registry=registry)) for layer in layers
     ]

@@ -9,6 +9,7 @@ runs on numpy arrays and on TensorFlow tensors alike, so masks made in a graph a
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import sys
@@ -268,12 +269,17 @@ def _tensor_key(score: Any) -> Any:
 
 def _key_bits(score: Array) -> tuple[Array, np.signedinteger[Any] | None]:
     """``score`` viewed as integers, and the mask that makes keys of them (None: they are)."""
-    dtype = score.dtype
+    bits, mask = _key_type(score.dtype)
+    return (score if mask is None else score.view(bits)), mask
+
+
+@functools.cache
+def _key_type(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], np.signedinteger[Any] | None]:
     if dtype.kind in "iu":
-        return score, None
+        return dtype, None
     if (dtype.kind == "f" and dtype.itemsize in (2, 4, 8)) or dtype.name == "bfloat16":
         bits = np.dtype(f"i{dtype.itemsize}")
-        return score.view(bits if dtype.isnative else bits.newbyteorder()), bits.type(np.iinfo(bits).max)
+        return (bits if dtype.isnative else bits.newbyteorder()), bits.type(np.iinfo(bits).max)
     raise _no_order(str(dtype))
 
 

@@ -190,9 +190,10 @@ def _look_at(decision: LayerDecision, pattern: Pattern, planning: Planning, mode
     if obstacle:
         message = f"{decision.name}: {obstacle}."
         return LayerVerification(**fields, pattern=pattern, ok=False, seen=False, message=message)
-    checks = [
-        (place or source.name, check(weight, source.axis, pattern)) for place, weight in model.values(source.read)
-    ]
+    checks = []
+    for place, weight in model.values(source.read):
+        checks.append((place or source.name, check(weight, source.axis, pattern)))
+        del weight  # before the next copy is read
     return _judged(fields, pattern, checks)
 
 

@@ -14,6 +14,9 @@ from tensorflow.core.framework import graph_pb2
 from sparsekit.errors import ModelError
 from sparsekit.graph.trace import Read
 
+# Up to this many bytes it does not matter that an old value is copied before the new one replaces it.
+_SMALL = 1 << 12
+
 
 @attrs.define
 class Edits:
@@ -97,9 +100,15 @@ def _copy_library(library: Any, result: Any, edits: Edits) -> None:
 
 
 def _copy(node: Any, nodes: Any, value: Callable[[], np.ndarray] | None) -> None:
-    """Append a copy of a node; of a constant with a new value, the old value is never copied."""
+    """Append a copy of a node; of a constant with a large new value, the old value is never copied."""
     if value is None:
         nodes.add().CopyFrom(node)
+        return
+    shape, content = _content(value)
+    if len(content) <= _SMALL and _fits(node.attr["value"].tensor, shape, content):
+        copy = nodes.add()
+        copy.CopyFrom(node)
+        copy.attr["value"].tensor.tensor_content = content
         return
     copy = nodes.add()
     copy.name, copy.op, copy.device = node.name, node.op, node.device
@@ -109,7 +118,6 @@ def _copy(node: Any, nodes: Any, value: Callable[[], np.ndarray] | None) -> None
         if key != "value":
             new_attributes[key].CopyFrom(attributes[key])
     old, new = attributes["value"].tensor, new_attributes["value"].tensor
-    shape, content = _content(value)
     # Set where it stays: a message that is made first and copied then would be in memory twice.
     new.dtype = old.dtype
     new.version_number = old.version_number
@@ -123,6 +131,11 @@ def _copy(node: Any, nodes: Any, value: Callable[[], np.ndarray] | None) -> None
         copy.experimental_debug_info.CopyFrom(node.experimental_debug_info)
     if node.HasField("experimental_type"):
         copy.experimental_type.CopyFrom(node.experimental_type)
+
+
+def _fits(old: Any, shape: tuple[int, ...], content: bytes) -> bool:
+    """Whether nothing changes in a tensor but its bytes."""
+    return len(old.tensor_content) == len(content) and tuple([d.size for d in old.tensor_shape.dim]) == shape
 
 
 def _content(value: Callable[[], np.ndarray]) -> tuple[tuple[int, ...], bytes]:

@@ -50,7 +50,8 @@ def check_graph_def(graph_def: Any, source: str) -> ProtoGraph:
     ordered = True
     for node in view.nodes():
         for read in _checked_inputs(node, view, source):
-            ordered = ordered and (read in behind or read.op in _BACKWARD)
+            if read not in behind and read.op not in _BACKWARD:
+                ordered = False
         behind.add(node)
     if not ordered:
         nodes = {node.name: node.definition for node in view.nodes()}
@@ -105,14 +106,16 @@ def _checked_inputs(node: ProtoNode, view: ProtoGraph, source: str) -> list[Node
     _check_text(definition, source)
     try:
         edges = node.inputs
-        reads = [edge.node for edge in edges]
+        reads: list[Node] = [edge.node for edge in edges]
         if len(reads) < len(definition.input):
             controls = [text for text in definition.input if text.startswith("^")]
             reads += [view.named(text[1:].partition(":")[0], text, node) for text in controls]
     except ModelError as error:
         raise _error(source, definition, error.found) from error
     attributes = definition.attr
-    expected = _input_count(op, attributes)
+    expected = _input_arguments(op)
+    if isinstance(expected, tuple):
+        expected = _input_count(op, attributes)
     if expected is not None and len(edges) != expected:
         raise _error(source, definition, f"is a {op} with {len(edges)} inputs", f"{expected}")
     if op == "Const":
