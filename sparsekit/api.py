@@ -161,7 +161,9 @@ def prune(
             from sparsekit.calibration.layerwise import prune_calibrated
 
             config = _settings(cfg, target)[0]
-            pruned, accounts = prune_calibrated(opened, planning.layers, calibration, config, registry)
+            pruned, accounts = prune_calibrated(
+                opened, planning.layers, calibration, config, registry, output_names(outputs)
+            )
     if record is not None:
         write_whole(record, Record.of(planning.plan).to_text().encode())
     return PruneResult(planning.plan, model=pruned, accounts=accounts)

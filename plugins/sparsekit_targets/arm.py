@@ -41,7 +41,7 @@ _NO_GAIN = (
 _MEASURED_OPERATORS = frozenset(
     {
         *("Conv2D", "_FusedConv2D", "Conv2DBackpropInput", "MatMul", "_FusedMatMul"),
-        *("CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED"),
+        *("CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "Conv", "ConvTranspose", "Gemm"),
     }
 )
 

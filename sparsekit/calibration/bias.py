@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Collection
 
 import attrs
 
-from sparsekit.graph.node import ArgumentNode, Edge, FunctionView, Node
+from sparsekit.graph.node import Edge, FunctionView, Node
 from sparsekit.graph.trace import Read, Tracer, hands_on
 
 _SUMS = ("BiasAdd", "Add", "AddV2")
 _BATCH_NORMS = ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
+_LAYOUTS = ("Reshape", "ExpandDims", "Squeeze", "Cast")
 _MEAN = 3
 _MAX_STEPS = 20
 
 
 @attrs.frozen(eq=False)
 class BiasSite:
-    """A stored vector that is added to the outputs of an op, channel by channel.
+    """A stored vector that is added to the outputs of an op.
 
     Attributes:
-        edge: where it is read.
-        consumer: the op that adds it.
+        adder: the op that adds it.
+        added: what the adder adds, as it reads it.
+        edge: where it is read as it is stored.
+        way: the ops between: layouts, or a constant that is subtracted from it.
         read: where it is stored.
         sign: -1 where it is subtracted: the mean of a batch normalization.
         factors: what the outputs are multiplied with before: a shift must be, too.
     """
 
+    adder: Node
+    added: Edge
     edge: Edge
-    consumer: Node
+    way: tuple[Node, ...]
     read: Read
     sign: int
     factors: tuple[Edge, ...] = ()
@@ -38,15 +43,16 @@ class BiasSite:
         """Equal for two that are one stored vector."""
         return tuple(leaf.location for leaf in self.read.leaves)
 
+    @property
+    def channel_axis(self) -> int | None:
+        """The axis of the outputs that it runs along, None where that is numpy's broadcasting."""
+        if self.adder.op not in (*_BATCH_NORMS, "BiasAdd"):
+            return None
+        return 1 if str(self.adder.attr("data_format", "NHWC")).startswith("NC") else -1
 
-def bias_of(node: Node, outputs: int, tracer: Tracer) -> BiasSite | None:
-    """The bias of an op, None where none follows it, or somebody else reads what comes before it.
 
-    Args:
-        node: the op.
-        outputs: its output channels.
-        tracer: of the graph.
-    """
+def bias_of(node: Node, tracer: Tracer) -> BiasSite | None:
+    """The bias of an op, None where none follows it, or somebody else reads what comes before it."""
     factors: tuple[Edge, ...] = ()
     for _ in range(_MAX_STEPS):
         node = _returned(node)
@@ -57,12 +63,12 @@ def bias_of(node: Node, outputs: int, tracer: Tracer) -> BiasSite | None:
         others = [edge for i, edge in enumerate(reader.inputs) if i != index]
         if reader.op in _BATCH_NORMS:
             unchanging = index == 0 and not reader.attr("is_training", True)
-            return _site(reader.inputs[_MEAN], reader, -1, factors, outputs, tracer) if unchanging else None
+            return _site(reader, reader.inputs[_MEAN], -1, factors, tracer) if unchanging else None
         if reader.op in _SUMS:
-            return _added(others[0], reader, factors, outputs, tracer)
+            return _site(reader, others[0], 1, factors, tracer)
         if reader.op == "Sub" and index == 0:
-            return _site(others[0], reader, -1, factors, outputs, tracer)
-        if reader.op == "Mul" and _is_static(others[0], tracer):
+            return _site(reader, others[0], -1, factors, tracer)
+        if reader.op == "Mul" and tracer.data_source(others[0].node) is None:
             factors = (*factors, others[0])
         elif reader.op != "Identity":
             return None
@@ -82,56 +88,33 @@ def _returned(node: Node) -> Node:
     return node
 
 
-def _added(edge: Edge, consumer: Node, factors: tuple[Edge, ...], outputs: int, tracer: Tracer) -> BiasSite | None:
-    """What is added: a bias; or offset - mean * scale, as batch normalizations are written out."""
-    if edge.node.op == "Sub" and _is_static(edge, tracer):
-        consumer, edge = edge.node, edge.node.inputs[0]
-    return _site(edge, consumer, 1, factors, outputs, tracer)
-
-
-def _site(
-    edge: Edge, consumer: Node, sign: int, factors: tuple[Edge, ...], outputs: int, tracer: Tracer
-) -> BiasSite | None:
-    # Vectors are laid out for broadcasting; that changes no order.
-    while edge.node.op in ("Reshape", "ExpandDims", "Squeeze", "Cast"):
-        consumer, edge = edge.node, edge.node.inputs[0]
+def _site(adder: Node, added: Edge, sign: int, factors: tuple[Edge, ...], tracer: Tracer) -> BiasSite | None:
+    edge, way = added, []
+    # Batch normalizations that are written out add offset - mean * scale.
+    if edge.node.op == "Sub" and tracer.data_source(edge.node) is None:
+        way.append(edge.node)
+        edge = edge.node.inputs[0]
+    while edge.node.op in _LAYOUTS:
+        way.append(edge.node)
+        edge = edge.node.inputs[0]
     read = tracer.read(edge)
-    if not isinstance(read, Read) or read.shape is None or math.prod(read.shape) != outputs:
-        return None
-    return BiasSite(edge, consumer, read, sign, factors) if max(read.shape, default=0) == outputs else None
+    return BiasSite(adder, added, edge, tuple(way), read, sign, factors) if isinstance(read, Read) else None
 
 
-def read_elsewhere(read: Read, consumers: set[Node]) -> bool:
-    """Whether a stored vector is also read by others than these: it cannot be changed for them alone."""
-    pending = list(read.leaves)
+def read_elsewhere(biases: Collection[BiasSite]) -> bool:
+    """Whether a stored vector is also read by others than these: then it cannot be changed for them alone."""
+    adders = {bias.adder for bias in biases}
+    way = {node for bias in biases for node in bias.way}
+    pending = [leaf for bias in biases for leaf in bias.read.leaves]
     seen = set(pending)
     while pending:
         node = pending.pop()
         for reader, index in node.view.readers(node):
-            if reader in consumers or reader in seen or reader.output_rank == 0 or reader.writes:
+            if reader in adders or reader in seen or reader.output_rank == 0 or reader.writes:
                 continue
             passed = [argument for body in reader.view.bodies(reader) for argument in body.arguments(index)]
-            if not passed and not hands_on(reader.op):
+            if not passed and reader not in way and not hands_on(reader.op):
                 return True
             seen.add(reader)
             pending += passed or [reader]
-    return False
-
-
-def _is_static(edge: Edge, tracer: Tracer) -> bool:
-    """Whether it is made of weights and constants alone, in a few steps."""
-    pending = [edge]
-    for _ in range(_MAX_STEPS):
-        if not pending:
-            return True
-        edge = pending.pop()
-        if isinstance(tracer.read(edge), Read):
-            continue
-        if isinstance(edge.node, ArgumentNode):
-            call, index = edge.node.outside()
-            pending.append(call.inputs[index])
-        elif edge.node.inputs:
-            pending += edge.node.inputs
-        else:
-            return False
     return False

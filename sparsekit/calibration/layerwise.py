@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
@@ -23,6 +24,7 @@ from sparsekit.config import PruneConfig
 from sparsekit.graph.node import Edge, FunctionView, Node
 from sparsekit.graph.trace import Tracer
 from sparsekit.handler import OpHandler, WeightSite
+from sparsekit.matrix_form import MatrixForm
 from sparsekit.one_shot import pruned_weight, refuse_non_finite
 from sparsekit.pattern import Pattern
 from sparsekit.planning import PlannedLayer
@@ -36,7 +38,12 @@ _WITHOUT_INPUTS = "magnitude"
 
 
 def prune_calibrated(
-    model: Model, layers: Sequence[PlannedLayer], samples: Any, config: PruneConfig, registry: Registry
+    model: Model,
+    layers: Sequence[PlannedLayer],
+    samples: Any,
+    config: PruneConfig,
+    registry: Registry,
+    outputs: Sequence[str] | None = None,
 ) -> tuple[Model, tuple[LayerAccount, ...]]:
     """A model with masks and weights chosen on sample inputs; the given one is not modified.
 
@@ -46,6 +53,7 @@ def prune_calibrated(
         samples: inputs of the model, see `Samples`.
         config: effort, repairs, whose outputs are matched.
         registry: the plugins.
+        outputs: the operations whose results are used; None: those of the model.
 
     Returns:
         The pruned model, and an account of every layer, in the order in which they were treated.
@@ -84,11 +92,13 @@ def _in_order(model: Model, layers: Iterable[PlannedLayer]) -> list[PlannedLayer
 
 @attrs.frozen(eq=False)
 class _Bias:
-    """The bias of a layer: where it is stored, all edges that read it, and how long it is."""
+    """The bias of a layer: where it is stored, all edges that read it; and for every column of the layer's matrices,
+    [blocks, N], its place in the bias and the factor that comes between."""
 
     site: BiasSite
     edges: tuple[Edge, ...]
-    width: int
+    places: Array
+    factor: Array
 
 
 class _Run:
@@ -112,7 +122,8 @@ class _Run:
     def treat(self, layer: PlannedLayer) -> LayerAccount:
         """Prune one layer."""
         account = LayerAccount(layer.decision.name, layer.decision.criterion)
-        sites = [site for site in layer.sites if self._network.reaches(site.node)]
+        # Exporters leave dead copies of layers behind, which see nothing.
+        sites = [site for site in layer.sites if self._network.computes(site.node)]
         note = self._obstacle(sites)
         if note:
             return self._by_weights(layer, attrs.evolve(account, criterion=_WITHOUT_INPUTS, note=note))
@@ -121,7 +132,9 @@ class _Run:
     def _obstacle(self, sites: list[WeightSite]) -> str:
         """Why a layer's inputs cannot be had."""
         if not sites:
-            return "no run of the model computes it where its inputs can be fetched"
+            return "no run of the model computes it"
+        if not all(self._network.can_fetch(site.node) for site in sites):
+            return "it lies in a loop or cond, where its inputs cannot be fetched"
         lacking = [site.node.op for site in sites if not self._handler(site).has_matrix_form]
         return f"{lacking[0]} has no matrix form" if lacking else ""
 
@@ -143,8 +156,8 @@ class _Run:
     def _by_statistics(self, layer: PlannedLayer, sites: list[WeightSite], account: LayerAccount) -> LayerAccount:
         weight = self._weight(layer)
         dense_path = self._config.target_path == "dense"
-        bias = self._bias(layer)
         found = collect(self._network, sites, [self._handler(site) for site in sites], self._samples, layer, dense_path)
+        bias = self._bias(layer, sites[0], found.form)
         criterion = self._registry.criterion(layer.decision.criterion)
         problems = self._problems(layer, found, sites[0].source.as_op_sees(weight), bias is not None)
         solutions = [repaired(problem, criterion.solve(problem), self._config.repair) for problem in problems]
@@ -158,7 +171,7 @@ class _Run:
             shift = [
                 mean_shift(p.weight, s.weight, p.statistics, p.target) for p, s in zip(problems, solutions, strict=True)
             ]
-            self._shift(bias, np.concatenate(shift))
+            self._shift(bias, np.stack(shift))
         size = sum(problem.weight.size for problem in problems)
         return attrs.evolve(
             account,
@@ -186,39 +199,58 @@ class _Run:
             for matrix, statistics in zip(found.matrices(seen), found.statistics, strict=True)
         ]
 
-    def _bias(self, layer: PlannedLayer) -> _Bias | None:
-        """Where a shift of the layer's outputs can go, None where there is no bias of its own."""
-        outputs = layer.source.shape_at_op
-        for width in dict.fromkeys((outputs[-1], *outputs)):
-            found = [bias_of(site.node, width, self._tracer) for site in layer.sites]
-            biases = [bias for bias in found if bias is not None]
-            if len(biases) == len(found):
-                break
-        else:
+    def _bias(self, layer: PlannedLayer, site: WeightSite, form: MatrixForm) -> _Bias | None:
+        """Where a shift of the layer's outputs can go, None where there is no bias of its own, channel by channel.
+
+        Args:
+            layer: the layer.
+            site: one of its uses that a run computes.
+            form: its matrix form.
+        """
+        found = [bias_of(use.node, self._tracer) for use in layer.sites]
+        biases = [bias for bias in found if bias is not None]
+        if len(biases) < len(found) or len({(bias.key, bias.sign) for bias in biases}) != 1:
             return None
-        first = biases[0]
-        if any((bias.key, bias.sign) != (first.key, first.sign) for bias in biases) or self._model.obstacle(first.read):
+        bias = biases[layer.sites.index(site)]
+        if self._model.obstacle(bias.read) or read_elsewhere(biases) or not self._network.can_fetch(bias.adder):
             return None
-        reached = next((bias for bias in biases if self._network.reaches(bias.consumer)), None)
-        if reached is None or read_elsewhere(first.read, {bias.consumer for bias in biases}):
+        batch = next(iter(self._samples))
+        output, added, *factors = self._network.run([Edge(site.node, 0), bias.added, *bias.factors], batch.feeds)
+        if bias.read.shape is None or math.prod(bias.read.shape) != added.size:
             return None
-        return _Bias(reached, tuple(bias.edge for bias in biases), width)
+        shape = output.shape
+        if bias.channel_axis is not None:
+            axis = bias.channel_axis % len(shape)
+            added = added.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+        places = _by_column(np.arange(added.size).reshape(added.shape), shape, form)
+        if places is None or sorted(places.ravel()) != list(range(added.size)):
+            return None
+        factor = np.ones(places.shape)
+        for value in factors:
+            columns = _by_column(value, shape, form)
+            if columns is None:
+                return None
+            factor = factor * columns
+        return _Bias(bias, tuple(other.edge for other in biases), places, factor)
 
     def _shift(self, bias: _Bias, shift: Array) -> None:
-        """Add to the bias what pruning took from the mean output."""
-        site = bias.site
-        change = functools.partial(_moved, by=site.sign * shift * self._factor(site))
-        self.changes.append((site.read, change))
-        self._network.set(bias.edges, change(next(self._model.values(site.read))[1]))
+        """Add to the bias what pruning took from the mean outputs, [blocks, N]."""
+        by = np.zeros(bias.places.size)
+        by[bias.places.ravel()] = (bias.site.sign * shift * bias.factor).ravel()
+        change = functools.partial(_moved, by=by)
+        self.changes.append((bias.site.read, change))
+        self._network.set(bias.edges, change(next(self._model.values(bias.site.read))[1]))
 
-    def _factor(self, bias: BiasSite) -> Array:
-        """What the layer's outputs are multiplied with before the bias is added."""
-        factor: Array = np.ones(())
-        if bias.factors:
-            batch = next(iter(self._samples))
-            for value in self._network.run(bias.factors, batch.feeds):
-                factor = factor * value.reshape(-1)
-        return factor
+
+def _by_column(values: Array, output_shape: tuple[int, ...], form: MatrixForm) -> Array | None:
+    """Values that are combined with an op's output, one for every column of its matrix form: [blocks, N]; None where
+    they are not the same in all rows."""
+    try:
+        matrix = form.output_matrix(np.broadcast_to(values, output_shape))
+    except ValueError:  # the result is larger than the output
+        return None
+    first: Array = matrix[:, 0, :]
+    return first if matrix.shape[1] and (matrix == first[:, None, :]).all() else None
 
 
 def _moved(value: Array, by: Array) -> Array:

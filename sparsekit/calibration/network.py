@@ -15,7 +15,7 @@ from sparsekit.artefact.model import Model
 from sparsekit.calibration.inlining import inlined, tensor_name
 from sparsekit.calibration.samples import ModelInput
 from sparsekit.errors import ModelError
-from sparsekit.graph.forward import forward_nodes
+from sparsekit.graph.forward import OneRun
 from sparsekit.graph.node import Edge, FunctionView, Node
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -30,19 +30,26 @@ class Network:
         outputs: the operations that give the model's results.
     """
 
-    def __init__(self, model: Model, session: Any) -> None:
+    def __init__(self, model: Model, session: Any, outputs: Sequence[str] | None = None) -> None:
         self._session = session
         self._graph = session.graph
         self._weights: dict[str, Array] = {}
-        self._tensors = dict(model.inputs)
+        self.outputs: tuple[str, ...] = tuple(outputs or model.main_outputs or _unread(model))
+        self._run_of = OneRun(model.view, self.outputs)
+        self._tensors = {
+            name: tensor
+            for name, tensor in model.inputs.items()
+            if (node := model.view.node(tensor.partition(":")[0])) is not None and self._run_of.computes(node)
+        }
         self.inputs = tuple(_model_input(name, self._graph, tensor) for name, tensor in self._tensors.items())
-        self.outputs: tuple[str, ...] = model.main_outputs or tuple(_unread(model))
-        self._in_one_run = forward_nodes(model.view, self.outputs)
 
-    def reaches(self, node: Node) -> bool:
-        """Whether a run of the model computes the node, in a place where a session can fetch it."""
-        outermost = _outermost(node)
-        return outermost is not None and outermost in self._in_one_run
+    def computes(self, node: Node) -> bool:
+        """Whether a run of the model computes the node."""
+        return self._run_of.computes(node)
+
+    def can_fetch(self, node: Node) -> bool:
+        """Whether a session can fetch what the node computes: not in the body of a loop or cond."""
+        return _outermost(node) is not None
 
     def set(self, edges: Iterable[Edge], value: Array) -> None:
         """Let another value flow along ``edges``, which read a weight or a bias, from now on."""
@@ -72,26 +79,32 @@ class Network:
         try:
             return self._session.run(fetches, feeds if dense else {**self._weights, **feeds})
         except (tf.errors.OpError, ValueError, TypeError) as error:
-            message = str(error).partition("\n")[0]
+            message = " ".join(str(error).split())[:400]
             raise ModelError(
                 f"cannot be run on the calibration data ({message})", where="calibration", expected="inputs that fit"
             ) from error
 
 
 @contextlib.contextmanager
-def opened(model: Model) -> Iterator[Network]:
+def opened(model: Model, outputs: Sequence[str] | None = None) -> Iterator[Network]:
     """A session with the model in it.
+
+    Args:
+        model: the model.
+        outputs: the operations whose results a run asks for; None: those of the model.
 
     Raises:
         ModelError: TensorFlow cannot load the model.
     """
-    with tempfile.TemporaryDirectory() as folder, _v1.Session(graph=tf.Graph(), config=_config()) as session:
+    # Not entered: samples are read meanwhile, and their own TensorFlow code must not land in this graph.
+    session = _v1.Session(graph=tf.Graph(), config=_config())
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(session):
         try:
             model.load(session, inlined(model.view), Path(folder))
         except (tf.errors.OpError, ValueError, OSError) as error:
             message = str(error).partition("\n")[0]
             raise ModelError(f"TensorFlow cannot load it ({message})", where=model.source) from error
-        yield Network(model, session)
+        yield Network(model, session, outputs)
 
 
 def _config() -> Any:

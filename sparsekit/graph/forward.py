@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sparsekit.errors import GraphError, near_matches
-from sparsekit.graph.node import ArgumentNode, GraphView, LiveGraph, LiveNode, Node
+from sparsekit.graph.node import ArgumentNode, FunctionView, GraphView, LiveGraph, LiveNode, Node
 
 _GRADIENT = "_grad"
 _GRADIENTS = re.compile(r"gradients(_\d+)?")
@@ -151,3 +151,24 @@ def _reached(start: set[Node], neighbours: Any) -> set[Node]:
                 reached.add(node)
                 stack.append(node)
     return reached
+
+
+class OneRun:
+    """What one run of a model at rest computes, in the functions that it calls too.
+
+    Args:
+        view: the main graph.
+        outputs: the operations whose results are asked for; None: all.
+    """
+
+    def __init__(self, view: GraphView, outputs: Sequence[str] | None) -> None:
+        self._alive: dict[GraphView, set[Node]] = {view: forward_nodes(view, outputs)}
+
+    def computes(self, node: Node) -> bool:
+        """Whether the node's result is needed. Exporters leave ops in functions that nobody reads."""
+        view = node.view
+        if view not in self._alive:
+            assert isinstance(view, FunctionView)
+            results = {edge.node for edge in view.results()}
+            self._alive[view] = _reached(results, lambda inner: [edge.node for edge in inner.inputs])
+        return node in self._alive[view] and (not isinstance(view, FunctionView) or self.computes(view.call))

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tensorflow.core.framework import graph_pb2, types_pb2
 from tensorflow.python.framework import op_def_registry
 
-from sparsekit.graph.node import ArgumentNode, Edge, FunctionView, GraphView, LiveNode, Node, ProtoNode
+from sparsekit.graph.node import ArgumentNode, Edge, FunctionView, GraphView, LiveNode, Node, ProtoGraph, ProtoNode
 from sparsekit.graph.trace import Read, Tracer
 
 Shape: TypeAlias = tuple[int | None, ...] | None
@@ -21,22 +21,34 @@ _LARGEST_SHAPE = 1 << 10
 
 
 class Shapes:
-    """Shapes by TensorFlow's own inference, in the graph and in the functions that it calls, by call site."""
+    """Shapes by TensorFlow's own inference, in the graph and in the functions that it calls, by call site.
+
+    An open first axis of a graph's input is taken as one example.
+    """
 
     def __init__(self) -> None:
         self._known: dict[GraphView, dict[str, list[Shape]]] = {}
         self._libraries: dict[GraphView, _Functions] = {}
+        self._live: dict[Any, ProtoGraph] = {}
         self._tracer = Tracer()
 
     def of(self, edge: Edge) -> Shape:
         """The shape of an output."""
         node = edge.node
         if isinstance(node, LiveNode):
-            return _plain(node.operation.outputs[edge.index].shape)
+            found = self._at_rest(node).node(node.name)
+            return self.of(Edge(found, edge.index)) if found is not None else None
         if node.view not in self._known:
             self._known[node.view] = self._inferred(node.view)
         shapes = self._known[node.view].get(node.name, [])
         return shapes[edge.index] if edge.index < len(shapes) else None
+
+    def _at_rest(self, node: LiveNode) -> ProtoGraph:
+        """A live graph as it is now: of its own shapes nobody can tell which open lengths are the batch."""
+        graph = node.operation.graph
+        if graph not in self._live:
+            self._live[graph] = ProtoGraph(graph.as_graph_def())
+        return self._live[graph]
 
     def _inferred(self, view: GraphView) -> dict[str, list[Shape]]:
         graph = tf.Graph()
@@ -85,6 +97,9 @@ class Shapes:
         if isinstance(read, Read) and read.shape is not None:  # inference does not see it through a call
             _add_placeholder(graph_def, node.name, node.definition.attr["dtype"].type, read.shape)
             return
+        if node.op == "Placeholder" and not isinstance(node.view, FunctionView):
+            _add_placeholder(graph_def, node.name, node.definition.attr["dtype"].type, _one_example(node.attr("shape")))
+            return
         copy = graph_def.node.add()
         copy.CopyFrom(node.definition)
         del copy.input[:]  # those that only say in which order ops run among them
@@ -93,6 +108,14 @@ class Shapes:
         copy.device = ""
         for name in ("_class", "_output_shapes"):
             copy.attr.pop(name, None)
+
+
+def _one_example(shape: Any) -> Shape:
+    """The shape of an input where its batch, an open first axis, is one example."""
+    if shape is None:
+        return None
+    lengths = [None if length < 0 else length for length in shape]
+    return tuple(1 if axis == 0 and length is None else length for axis, length in enumerate(lengths))
 
 
 def _add_placeholder(graph_def: Any, name: str, dtype: int, shape: Shape) -> None:

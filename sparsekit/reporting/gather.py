@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from sparsekit.artefact.deployed import DeployedLayer
 from sparsekit.artefact.model import Model
-from sparsekit.graph.forward import forward_nodes
-from sparsekit.graph.node import Edge, FunctionView, Node
+from sparsekit.graph.forward import OneRun
+from sparsekit.graph.node import Edge
 from sparsekit.graph.shapes import Shape, Shapes
 from sparsekit.handler import WeightSite
 from sparsekit.one_shot import pruned_weight
@@ -69,9 +69,9 @@ def _facts(
 
 
 def _deployed_facts(decision: LayerDecision, layer: DeployedLayer) -> LayerFacts:
-    facts = LayerFacts(decision, weights=math.prod(layer.shape or ()) if layer.shape is not None else 0)
     if not layer.readable:
-        return attrs.evolve(facts, note=decision.message)
+        return LayerFacts(decision, note=decision.message)
+    facts = LayerFacts(decision, weights=math.prod(layer.shape or ()))
     weight = layer.values()
     return _with_weight(facts, weight, weight)
 
@@ -127,8 +127,7 @@ class _Work:
         self._registry = registry
         self._shapes = Shapes()
         # Several signatures often compute the same; a run asks for one.
-        outputs = model.main_outputs if model else None
-        self._in_one_run = forward_nodes(model.view, outputs) if model and outputs else None
+        self._one_run = OneRun(model.view, model.main_outputs) if model else None
 
     def of_layer(self, sites: Iterable[WeightSite]) -> int | None:
         """Those of all ops that use a weight, None where a shape is not known."""
@@ -137,15 +136,14 @@ class _Work:
         return sum(known) if len(known) == len(works) else None
 
     def _run(self, sites: list[WeightSite]) -> list[WeightSite]:
-        run = [site for site in sites if self._in_one_run is None or _outermost(site.node) in self._in_one_run]
-        return run or sites
+        return [site for site in sites if self._one_run is None or self._one_run.computes(site.node)]
 
     def _of_op(self, site: WeightSite) -> int | None:
         handler = self._registry.handler(site.node.op)
         assert handler is not None
-        inputs = [_for_one_example(self._shapes.of(edge)) for edge in site.node.inputs]
+        inputs = [_known(self._shapes.of(edge)) for edge in site.node.inputs]
         inputs[site.input] = site.source.shape_at_op
-        output = _for_one_example(self._shapes.of(Edge(site.node, 0)))
+        output = _known(self._shapes.of(Edge(site.node, 0)))
         if output is None:
             return None
         try:
@@ -154,15 +152,6 @@ class _Work:
             return None
 
 
-def _outermost(node: Node) -> Node:
-    """The op of the main graph that it is, or that calls the function it lies in."""
-    while isinstance(node.view, FunctionView):
-        node = node.view.call
-    return node
-
-
-def _for_one_example(shape: Shape) -> tuple[int, ...] | None:
-    """A shape with an open batch, its first axis, taken as 1; None where more of it is open."""
-    if shape is None or None in shape[1:]:
-        return None
-    return tuple(1 if length is None else length for length in shape)
+def _known(shape: Shape) -> tuple[int, ...] | None:
+    """A shape all of which is known, else None."""
+    return None if shape is None or None in shape else tuple(length or 0 for length in shape)

@@ -195,6 +195,14 @@ def test_layers_in_functions_are_counted_once_whatever_the_signatures(exported: 
     assert sparsekit.report(frozen).totals.multiply_adds == work
 
 
+@pytest.mark.parametrize("layer", [keras.layers.Dense(32), keras.layers.EinsumDense("abc,cd->abd", (12, 32))])
+def test_a_sequence_is_not_taken_for_a_batch(layer: Any, tmp_path: Path) -> None:
+    """Dense layers flatten batch and sequence into one axis."""
+    inputs = keras.Input((12, 16))
+    keras.Model(inputs, layer(inputs)).export(tmp_path / "model", verbose=False)
+    assert sparsekit.report(tmp_path / "model").totals.multiply_adds == 12 * 16 * 32
+
+
 def test_a_live_graph_tells_its_shapes_alone() -> None:
     with tf.Graph().as_default() as graph:
         w = v1.get_variable("w", [8, 6])
