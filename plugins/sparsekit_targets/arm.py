@@ -37,7 +37,7 @@ _NO_GAIN = (
     "compress the weights there, whatever their pattern."
 )
 
-# As TensorFlow and TensorFlow Lite call them.
+# As TensorFlow, TensorFlow Lite and ONNX call them.
 _MEASURED_OPERATORS = frozenset(
     {
         *("Conv2D", "_FusedConv2D", "Conv2DBackpropInput", "MatMul", "_FusedMatMul"),

@@ -78,6 +78,8 @@ def _deployed_facts(decision: LayerDecision, layer: DeployedLayer) -> LayerFacts
 
 def _with_weight(facts: LayerFacts, weight: Array, planned: Array) -> LayerFacts:
     decision = facts.decision
+    if weight.dtype.names:  # how older TensorFlow tells quantized numbers
+        return attrs.evolve(facts, note=f"its values are {decision.dtype}, which are not looked into")
     pattern = decision.pattern or Pattern(2, 4)
     if decision.axis is None or not -weight.ndim <= decision.axis < weight.ndim:
         return attrs.evolve(facts, note="its groups cannot be located")
