@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,21 +17,30 @@ from sparsekit.plugins import Registry
 from sparsekit.progress import track
 
 
-def prune_model(model: Model, layers: tuple[PlannedLayer, ...], registry: Registry) -> Model:
+def prune_model(model: Model, layers: Sequence[PlannedLayer], registry: Registry) -> Model:
     """A model with zeros where the plan's criteria want them; the given one is not modified.
 
     Raises:
         ModelError: a weight cannot be read or is not finite.
     """
     if model.changes_later:  # but whether they can be made is said now
-        for layer in track(layers, "Checking weights"):
-            for _, weight in model.values(layer.source.read):
-                refuse_non_finite(weight, layer.decision.name, layer.decision.weight)
-                del weight  # before the next one is read
+        check_weights(model, layers)
     changes: list[Change] = [
         (layer.source.read, functools.partial(_checked_and_pruned, layer=layer, registry=registry)) for layer in layers
     ]
     return model.changed(changes)
+
+
+def check_weights(model: Model, layers: Sequence[PlannedLayer]) -> None:
+    """Read all weights once.
+
+    Raises:
+        ModelError: one cannot be read or is not finite.
+    """
+    for layer in track(layers, "Checking weights"):
+        for _, weight in model.values(layer.source.read):
+            refuse_non_finite(weight, layer.decision.name, layer.decision.weight)
+            del weight  # before the next one is read
 
 
 def _checked_and_pruned(weight: Array, layer: PlannedLayer, registry: Registry) -> Array:

@@ -14,6 +14,7 @@ from sparsekit.artefact.rewriting import Edits
 from sparsekit.errors import ModelError
 from sparsekit.gradient import BATCH, MASK
 from sparsekit.graph.node import Node, ProtoGraph, ProtoNode
+from sparsekit.graph.order import input_node
 from sparsekit.graph.trace import MASK_ATTRIBUTE, Read, Tracer, Untraceable, hands_on
 from sparsekit.handler import OpHandler
 from sparsekit.masking import SCOPE, MaskDescription
@@ -260,7 +261,7 @@ def _behind(view: ProtoGraph, outputs: frozenset[str]) -> set[str]:
     while waiting:
         node = view.node(waiting.pop())
         for text in node.definition.input if isinstance(node, ProtoNode) else ():
-            name = text.removeprefix("^").partition(":")[0]
+            name = input_node(text)
             if name not in used:
                 used.add(name)
                 waiting.append(name)

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from tensorflow.core.framework import graph_pb2
 
 from sparsekit.errors import ModelError
+from sparsekit.graph.order import input_node
 from sparsekit.graph.trace import Read
 
 # Up to this many bytes it does not matter that an old value is copied before the new one replaces it.
@@ -146,7 +147,7 @@ def _content(value: Callable[[], np.ndarray]) -> tuple[tuple[int, ...], bytes]:
 
 def _redirect(node: Any, edits: Edits) -> None:
     for index, text in enumerate(node.input):
-        name = text.removeprefix("^").partition(":")[0]
+        name = input_node(text)
         if name not in edits.removed:
             continue
         if name not in edits.inputs or text.startswith("^"):

@@ -29,6 +29,7 @@ from sparsekit.artefact.slices import stored_key
 from sparsekit.artefact.well_formed import check_graph_def
 from sparsekit.errors import MissingFileError, ModelError
 from sparsekit.graph.node import ArgumentNode, Edge, FunctionView, Node, ProtoGraph, ProtoNode
+from sparsekit.graph.order import input_node
 from sparsekit.reading import read_proto
 
 _T = TypeVar("_T")
@@ -399,7 +400,7 @@ def _before(node: Node) -> Iterator[Node]:
     """What runs before a node: its data and control inputs."""
     if isinstance(node, ProtoNode):
         for text in node.definition.input:
-            before = node.view.node(text.removeprefix("^").partition(":")[0])
+            before = node.view.node(input_node(text))
             if before is None:
                 raise ModelError(f"reads '{text}', which is not there", where=node.path)
             yield before

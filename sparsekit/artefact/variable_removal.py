@@ -22,6 +22,7 @@ from sparsekit.artefact.rewriting import Edits, rewritten
 from sparsekit.artefact.saved_model import ASSIGNS, VARIABLES, MetaGraph, init_ops
 from sparsekit.artefact.well_formed import check_graph_def
 from sparsekit.errors import ModelError
+from sparsekit.graph.order import input_node
 
 Proto: TypeAlias = Any
 
@@ -87,7 +88,7 @@ class _Graph:
         readers: dict[str, list[tuple[str, int]]] = defaultdict(list)
         for node in graph_def.node:
             for index, text in enumerate(node.input):
-                readers[_name(text)].append((node.name, index))
+                readers[input_node(text)].append((node.name, index))
         return cls({node.name: node for node in graph_def.node}, readers, frozenset(removed), removed, where)
 
     def forget(self, needed: set[str]) -> None:
@@ -147,7 +148,7 @@ class _Graph:
         """What was computed for nothing but what went outside: restored values, with their names and slices."""
         waiting = [text for name in self.removed - self.inserted for text in self.nodes[name].input]
         while waiting:
-            node = self.nodes[_name(waiting.pop())]
+            node = self.nodes[input_node(waiting.pop())]
             gone = all(reader in self.removed for reader, _ in self.readers[node.name])
             if gone and node.name not in self.removed and node.name not in needed and node.op not in VARIABLES:
                 self.removed.add(node.name)
@@ -155,7 +156,7 @@ class _Graph:
 
     def _shrink_save(self, save: Proto) -> None:
         tensors = list(save.input[_SAVED_FROM:])
-        kept = [i for i, text in enumerate(tensors) if text.startswith("^") or _name(text) not in self.removed]
+        kept = [i for i, text in enumerate(tensors) if text.startswith("^") or input_node(text) not in self.removed]
         if len(kept) == len(tensors):
             return
         data = [i for i in kept if not tensors[i].startswith("^")]
@@ -186,7 +187,7 @@ class _Graph:
     def _shrink_lists(self, op: Proto, kept: list[int], count: int) -> None:
         """Keep these of the tensors that a saver's op lists: in two constants, its types and its shapes."""
         for text in op.input[1:_SAVED_FROM]:
-            constant = self.nodes[_name(text)]
+            constant = self.nodes[input_node(text)]
             values = _strings(constant)
             if values is None or len(values) != count or len(self.readers[constant.name]) != 1:
                 raise self._error(
@@ -208,7 +209,7 @@ class _Graph:
         while waiting:
             for reader, _ in self.readers[waiting.pop()]:
                 node = self.nodes[reader]
-                all_gone = all(_name(text) in self.removed for text in node.input)
+                all_gone = all(input_node(text) in self.removed for text in node.input)
                 if node.op == "NoOp" and all_gone and reader not in self.removed and reader not in needed:
                     self.removed.add(reader)
                     waiting.append(reader)
@@ -217,7 +218,7 @@ class _Graph:
         """Wait no more for what went with the masks, but for what that waited for."""
         kept: list[str] = []
         for text in node.input:
-            name = _name(text)
+            name = input_node(text)
             gone = text.startswith("^") and name in self.removed
             if gone and (name not in self.inserted or self.nodes[name].op in ASSIGNS):
                 kept += [waited for waited in self._waited_for(name) if waited not in kept and waited not in node.input]
@@ -232,7 +233,7 @@ class _Graph:
         waiting, seen = [name], {name}
         while waiting:
             for text in self.nodes[waiting.pop()].input:
-                before = _name(text)
+                before = input_node(text)
                 if before not in self.removed and text.startswith("^"):
                     found.append(text)
                 elif before in self.removed and before not in self.inserted and before not in seen:
@@ -264,7 +265,7 @@ def _needed_names(proto: Proto, where: str, removed: Iterable[str]) -> set[str]:
     names = {saver.filename_tensor_name, saver.save_tensor_name, saver.restore_op_name, *init_ops(proto)}
     for signature in proto.signature_def.values():
         names |= {tensor.name for tensors in (signature.inputs, signature.outputs) for tensor in tensors.values()}
-    needed = {_name(name) for name in names if name}
+    needed = {input_node(name) for name in names if name}
     for name in sorted(needed.intersection(removed)):
         raise ModelError(
             f"a signature or the initialisation names '{name}', an op of the mask",
@@ -296,13 +297,13 @@ def _clear_collection(name: str, collections: Proto, removed: set[str], scopes: 
 def _named(value: str | bytes) -> str:
     """The node that an entry of a collection stands for, "" where it is none that is known."""
     if isinstance(value, str):
-        return _name(value)
+        return input_node(value)
     variable = variable_pb2.VariableDef()
     try:
         variable.ParseFromString(value)
     except DecodeError:
         return ""
-    return _name(variable.variable_name)
+    return input_node(variable.variable_name)
 
 
 def _answer_yes(node: Proto) -> None:
@@ -333,11 +334,6 @@ def _shape_list(shapes: list[Proto]) -> Proto:
 def _op_types(graph_def: Proto) -> set[str]:
     bodies = (function.node_def for function in graph_def.library.function)
     return {node.op for nodes in (graph_def.node, *bodies) for node in nodes}
-
-
-def _name(text: str) -> str:
-    """The node behind an input or a tensor's name."""
-    return text.removeprefix("^").partition(":")[0]
 
 
 def _index(text: str) -> int:

@@ -12,9 +12,9 @@ from tensorflow.python.framework import op_def_registry
 
 from sparsekit.errors import ModelError
 from sparsekit.graph.node import Node, ProtoGraph, ProtoNode
+from sparsekit.graph.order import BACKWARD, in_order
 
 _DTYPES = frozenset(types_pb2.DataType.values())
-_BACKWARD = ("NextIteration", "RefNextIteration")
 # Names go into messages and tables, several times a layer.
 _MAX_NAME = 4_096
 _MAX_RANK = 254  # TensorFlow's own limit
@@ -50,7 +50,7 @@ def check_graph_def(graph_def: Any, source: str) -> ProtoGraph:
     ordered = True
     for node in view.nodes():
         for read in _checked_inputs(node, view, source):
-            if read not in behind and read.op not in _BACKWARD:
+            if read not in behind and read.op not in BACKWARD:
                 ordered = False
         behind.add(node)
     if not ordered:
@@ -214,25 +214,10 @@ def _input_arguments(op: str) -> int | tuple[tuple[str, str], ...] | None:
 
 def _check_order(nodes: dict[str, Any], source: str) -> None:
     """No node may depend on itself, except through the NextIteration of a loop."""
-    waiting = dict.fromkeys(nodes, 0)
-    readers: dict[str, list[str]] = {name: [] for name in nodes}
-    for name, node in nodes.items():
-        for text in node.input:
-            read = text.removeprefix("^").partition(":")[0]
-            # An argument of a function depends on nothing in it.
-            if read in nodes and nodes[read].op not in _BACKWARD:
-                waiting[name] += 1
-                readers[read].append(name)
-    ready = [name for name, count in waiting.items() if not count]
-    while ready:
-        name = ready.pop()
-        del waiting[name]
-        for reader in readers[name]:
-            waiting[reader] -= 1
-            if not waiting[reader]:
-                ready.append(reader)
-    if waiting:
-        raise _error(source, nodes[next(iter(waiting))], "depends on itself or on a node that does")
+    circling = nodes.keys() - in_order(nodes)
+    if circling:
+        first = next(name for name in nodes if name in circling)
+        raise _error(source, nodes[first], "depends on itself or on a node that does")
 
 
 def _error(source: str, node: Any, found: str, expected: str = "") -> ModelError:

@@ -1,4 +1,4 @@
-"""What calibration needs of one layer: its weight as matrices, and sums over its inputs."""
+"""What calibration needs of one layer: how it is laid out as matrices, and sums over its inputs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from sparsekit.calibration.layout import Layout
 from sparsekit.calibration.network import Network
 from sparsekit.calibration.samples import Samples
 from sparsekit.errors import ModelError
 from sparsekit.graph.node import Edge
 from sparsekit.handler import OpHandler, WeightSite
 from sparsekit.matrix_form import Contraction, MatrixForm
-from sparsekit.planning import PlannedLayer
+from sparsekit.pattern import Pattern
 from sparsekit.reconstruction import Statistics
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -25,118 +26,107 @@ _LOWERED_BYTES = 1 << 27
 
 
 @attrs.frozen(eq=False)
+class Use:
+    """An op that uses a layer's weight, and its handler."""
+
+    site: WeightSite
+    handler: OpHandler
+
+    @property
+    def data(self) -> Edge:
+        """What flows into it."""
+        return self.site.node.inputs[self.handler.data_input(self.site)]
+
+    @property
+    def result(self) -> Edge:
+        return Edge(self.site.node, 0)
+
+
+@attrs.frozen(eq=False)
 class Collected:
-    """A layer as matrix products, one for each block.
+    """A layer's layout, and the statistics of the inputs of each block."""
 
-    Rows of the matrices are filled up with zeros where a run of input channels ends in a shorter group and another
-    run follows: groups must not reach over.
-
-    Attributes:
-        form: the layout.
-        statistics: of the inputs of each block.
-        run: how many rows belong together, see `MatrixForm`.
-        filled: as many and those that were filled in.
-        padding: bool [K], which rows were filled in; None where none were.
-    """
-
-    form: MatrixForm
+    layout: Layout
     statistics: tuple[Statistics, ...]
-    run: int
-    filled: int
-    padding: Array | None
-
-    @classmethod
-    def empty(
-        cls, form: MatrixForm, shape: tuple[int, ...], layer: PlannedLayer, run: int, dense_path: bool
-    ) -> Collected:
-        """Nothing yet.
-
-        Args:
-            form: the layout.
-            shape: [blocks, rows, K] of inputs.
-            layer: the layer.
-            run: see above.
-            dense_path: whether inputs of the dense network come too.
-        """
-        blocks, _, size = shape
-        pattern = layer.decision.pattern
-        assert pattern is not None
-        filled = run if size == run else run + -run % pattern.m
-        padding = None
-        if filled != run:
-            padding = np.tile(np.arange(filled) >= run, size // run)
-        statistics = (
-            Statistics.empty(size // run * filled, dense_path=dense_path, layer=layer.decision.name)
-            for _ in range(blocks)
-        )
-        return cls(form, tuple(statistics), run, filled, padding)
-
-    def add(self, lowered: Array, dense: Array | None, fold: int, samples: int) -> None:
-        """Add inputs [blocks, rows, K]."""
-        for block, statistics in enumerate(self.statistics):
-            before = None if dense is None else self._fill(dense[block], 1)
-            statistics.add(self._fill(lowered[block], 1), fold, samples=samples, dense=before)
-
-    def matrices(self, seen: Array) -> list[Array]:
-        """A weight, as the op sees it, as the matrices [K, N] of the blocks."""
-        return [self._fill(matrix, 0) for matrix in self.form.weight_matrix(seen)]
-
-    def weight(self, matrices: Sequence[Array]) -> Array:
-        """The inverse of `matrices`."""
-        return self.form.weight_from_matrix(np.stack([self._drop(matrix) for matrix in matrices]))
-
-    def _fill(self, matrix: Array, axis: int) -> Array:
-        if self.padding is None:
-            return matrix
-        shape = list(matrix.shape)
-        shape[axis] = len(self.padding)
-        result = np.zeros(shape, matrix.dtype)
-        kept = np.flatnonzero(~self.padding)
-        result[(slice(None),) * axis + (kept,)] = matrix
-        return result
-
-    def _drop(self, matrix: Array) -> Array:
-        return matrix if self.padding is None else matrix[~self.padding]
 
 
 def collect(
-    network: Network,
-    sites: Sequence[WeightSite],
-    handlers: Sequence[OpHandler],
-    samples: Samples,
-    layer: PlannedLayer,
-    dense_path: bool,
+    network: Network, uses: Sequence[Use], samples: Samples, layer: str, pattern: Pattern, dense_path: bool
 ) -> Collected:
     """Sums over the inputs of all uses of a weight, pooled.
+
+    Args:
+        network: runs the model.
+        uses: the ops.
+        samples: the model's inputs.
+        layer: named in errors.
+        pattern: n and m of the groups.
+        dense_path: whether the inputs that the dense network gives are collected too.
 
     Raises:
         ModelError: TensorFlow cannot run the model on the samples, or there are none.
     """
-    data = [site.node.inputs[handler.data_input(site)] for site, handler in zip(sites, handlers, strict=True)]
-    results = [Edge(site.node, 0) for site in sites]
+    data = [use.data for use in uses]
+    forms = _Forms(network, uses)
     collected: Collected | None = None
     for batch in samples:
-        flows = network.run([*data, *results], batch.feeds)
-        dense = network.run(data, batch.feeds, dense=True) if dense_path else [None] * len(sites)
-        for i, (site, handler) in enumerate(zip(sites, handlers, strict=True)):
-            form = handler.matrix_form(site, flows[i].shape, flows[len(sites) + i].shape)
-            for part, before in _parts(form, flows[i], dense[i]):
-                lowered = form.lower(part)
-                if collected is None:
-                    run = site.source.shape_at_op[site.source.axis_at_op]
-                    collected = Collected.empty(form, lowered.shape, layer, run, dense_path)
-                collected.add(lowered, None if before is None else form.lower(before), batch.fold, len(part))
+        flows = network.run(data, batch.feeds)
+        dense = network.run(data, batch.feeds, dense=True) if dense_path else [None] * len(uses)
+        for use, form, flow, before in zip(uses, forms.of(flows, batch.feeds), flows, dense, strict=True):
+            if collected is None:
+                collected = _empty(form, use.site, layer, pattern, dense_path)
+            layout = attrs.evolve(collected.layout, form=form)
+            for part in _parts(form, flow):
+                lowered = layout.lower(flow[part])
+                lowered_before = None if before is None else layout.lower(before[part])
+                for block, statistics in enumerate(collected.statistics):
+                    statistics.add(
+                        lowered[block],
+                        batch.fold,
+                        samples=len(flow[part]),
+                        dense=None if lowered_before is None else lowered_before[block],
+                    )
     if collected is None:
-        raise ModelError("there are no calibration samples", where=layer.decision.name)
+        raise ModelError("there are no calibration samples", where=layer)
     return collected
 
 
-def _parts(form: MatrixForm, data: Array, dense: Array | None) -> Iterator[tuple[Array, Array | None]]:
+class _Forms:
+    """The matrix forms of ops, made again where the lengths of their data change."""
+
+    def __init__(self, network: Network, uses: Sequence[Use]) -> None:
+        self._network = network
+        self._uses = uses
+        self._made_for: list[tuple[int, ...]] = []
+        self._forms: list[MatrixForm] = []
+
+    def of(self, flows: Sequence[Array], feeds: Any) -> list[MatrixForm]:
+        """The forms for data ``flows``, which a run on ``feeds`` gave."""
+        lengths = [flow.shape[1:] for flow in flows]
+        if lengths != self._made_for:
+            results = self._network.run([use.result for use in self._uses], feeds)
+            self._forms = [
+                use.handler.matrix_form(use.site, flow.shape, result.shape)
+                for use, flow, result in zip(self._uses, flows, results, strict=True)
+            ]
+            self._made_for = lengths
+        return self._forms
+
+
+def _empty(form: MatrixForm, site: WeightSite, layer: str, pattern: Pattern, dense_path: bool) -> Collected:
+    shape = site.source.shape_at_op
+    blocks, size, _ = form.weight_matrix(np.broadcast_to(np.float32(0), shape)).shape
+    layout = Layout.of(form, size, shape[site.source.axis_at_op], pattern)
+    filled = size if layout.padding is None else len(layout.padding)
+    return Collected(layout, tuple(Statistics.empty(filled, dense_path=dense_path, layer=layer) for _ in range(blocks)))
+
+
+def _parts(form: MatrixForm, data: Array) -> Iterator[slice]:
     """The data, a few samples at a time where laying it out takes much more memory."""
     if isinstance(form, Contraction) or len(data) < 2:
-        yield data, dense
+        yield slice(None)
         return
     _, rows, size = form.lower(data[:1]).shape
     step = max(1, _LOWERED_BYTES // max(1, rows * size * data.itemsize))
     for start in range(0, len(data), step):
-        yield data[start : start + step], None if dense is None else dense[start : start + step]
+        yield slice(start, start + step)

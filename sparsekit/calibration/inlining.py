@@ -69,7 +69,7 @@ def _add_all(view: GraphView, start: str, result: Any) -> None:
 def _add_call(call: ProtoNode, body: FunctionView, controls: list[str], result: Any) -> None:
     """The body, between an op that has the call's inputs and one that has its name and its results."""
     start = f"{call.path}/sparsekit/call"
-    arguments = [_outermost(edge).node.path for edge in call.inputs]
+    arguments = [_passed(edge).node.path for edge in call.inputs]
     _add(start, "NoOp", [], [*controls, *arguments], result)
     _add_all(body, start, result)
     results = [_text(edge) for edge in body.results()]
@@ -105,7 +105,7 @@ def _colocations(node: ProtoNode) -> Iterator[bytes]:
         name = text.decode().removeprefix("loc:@")
         other = node.view.node(name)
         if other is not None:
-            yield f"loc:@{_outermost(Edge(other, 0)).node.path}".encode()
+            yield f"loc:@{_passed(Edge(other, 0)).node.path}".encode()
 
 
 def _controls(node: ProtoNode) -> Iterator[str]:
@@ -116,15 +116,15 @@ def _controls(node: ProtoNode) -> Iterator[str]:
         other = node.view.node(text[1:])
         if other is None:
             raise ModelError(f"waits for '{text[1:]}', which is not there", where=node.path)
-        yield _outermost(Edge(other, 0)).node.path
+        yield _passed(Edge(other, 0)).node.path
 
 
 def _text(edge: Edge) -> str:
-    edge = _outermost(edge)
-    return f"{edge.node.path}:{edge.index}" if edge.index else edge.node.path
+    """How a node of the inlined graph reads an edge of the view."""
+    return tensor_name(edge).removesuffix(":0")
 
 
-def _outermost(edge: Edge) -> Edge:
+def _passed(edge: Edge) -> Edge:
     """The edge that a caller passes where a body has an argument."""
     while isinstance(edge.node, ArgumentNode):
         call, index = edge.node.outside()
@@ -151,31 +151,5 @@ def _has_v1_control_flow(view: GraphView) -> bool:
 
 def tensor_name(edge: Edge) -> str:
     """What a session calls an output of the view in the inlined graph."""
-    edge = _outermost(edge)
+    edge = _passed(edge)
     return f"{edge.node.path}:{edge.index}"
-
-
-def order_of(graph_def: Any) -> dict[str, int]:
-    """When each node can run at the earliest, counted in nodes: after all that it depends on.
-
-    What goes round in a loop is left out.
-    """
-    names = {node.name for node in graph_def.node}
-    waiting = {node.name: 0 for node in graph_def.node}
-    readers: dict[str, list[str]] = {name: [] for name in names}
-    for node in graph_def.node:
-        for text in node.input:
-            read = text.removeprefix("^").partition(":")[0]
-            if read in names:
-                waiting[node.name] += 1
-                readers[read].append(node.name)
-    order: dict[str, int] = {}
-    ready = [name for name, count in waiting.items() if not count]
-    while ready:
-        name = ready.pop()
-        order[name] = len(order)
-        for reader in readers[name]:
-            waiting[reader] -= 1
-            if not waiting[reader]:
-                ready.append(reader)
-    return order

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,6 +17,7 @@ from sparsekit.calibration.samples import ModelInput
 from sparsekit.errors import ModelError
 from sparsekit.graph.forward import OneRun
 from sparsekit.graph.node import Edge, FunctionView, Node
+from sparsekit.graph.order import in_v1_control_flow
 
 Array: TypeAlias = npt.NDArray[Any]
 _v1 = tf.compat.v1
@@ -30,9 +31,9 @@ class Network:
         outputs: the operations that give the model's results.
     """
 
-    def __init__(self, model: Model, session: Any, outputs: Sequence[str] | None = None) -> None:
+    def __init__(self, model: Model, session: Any, nested: Collection[str], outputs: Sequence[str] | None) -> None:
         self._session = session
-        self._graph = session.graph
+        self._nested = nested
         self._weights: dict[str, Array] = {}
         self.outputs: tuple[str, ...] = tuple(outputs or model.main_outputs or _unread(model))
         self._run_of = OneRun(model.view, self.outputs)
@@ -41,20 +42,25 @@ class Network:
             for name, tensor in model.inputs.items()
             if (node := model.view.node(tensor.partition(":")[0])) is not None and self._run_of.computes(node)
         }
-        self.inputs = tuple(_model_input(name, self._graph, tensor) for name, tensor in self._tensors.items())
+        self.inputs = tuple(_model_input(name, session.graph, tensor) for name, tensor in self._tensors.items())
 
     def computes(self, node: Node) -> bool:
         """Whether a run of the model computes the node."""
         return self._run_of.computes(node)
 
     def can_fetch(self, node: Node) -> bool:
-        """Whether a session can fetch what the node computes: not in the body of a loop or cond."""
-        return _outermost(node) is not None
+        """Whether a session can fetch and feed what the node computes: not in the body of a loop or cond."""
+        view = node.view
+        while isinstance(view, FunctionView):
+            if view.role != "f":
+                return False
+            view = view.call.view
+        return node.path not in self._nested
 
     def set(self, edges: Iterable[Edge], value: Array) -> None:
         """Let another value flow along ``edges``, which read a weight or a bias, from now on."""
         for edge in edges:
-            if _outermost(edge.node) is not None:  # a constant in the body of a loop cannot be replaced
+            if self.can_fetch(edge.node):
                 self._weights[tensor_name(edge)] = value
 
     def run(self, edges: Sequence[Edge], batch: Mapping[str, Array], *, dense: bool = False) -> list[Array]:
@@ -97,14 +103,16 @@ def opened(model: Model, outputs: Sequence[str] | None = None) -> Iterator[Netwo
         ModelError: TensorFlow cannot load the model.
     """
     # Not entered: samples are read meanwhile, and their own TensorFlow code must not land in this graph.
+    graph_def = inlined(model.view)
+    nested = in_v1_control_flow({node.name: node for node in graph_def.node})
     session = _v1.Session(graph=tf.Graph(), config=_config())
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(session):
         try:
-            model.load(session, inlined(model.view), Path(folder))
+            model.load(session, graph_def, Path(folder))
         except (tf.errors.OpError, ValueError, OSError) as error:
             message = str(error).partition("\n")[0]
             raise ModelError(f"TensorFlow cannot load it ({message})", where=model.source) from error
-        yield Network(model, session, outputs)
+        yield Network(model, session, nested, outputs)
 
 
 def _config() -> Any:
@@ -124,15 +132,6 @@ def _model_input(name: str, graph: Any, tensor_name: str) -> ModelInput:
         shape,
         required=tensor.op.type != "PlaceholderWithDefault",
     )
-
-
-def _outermost(node: Node) -> Node | None:
-    """The op of the main graph that the node is, or that calls what it lies in; None in the body of a loop or cond."""
-    while isinstance(node.view, FunctionView):
-        if node.view.role != "f":
-            return None
-        node = node.view.call
-    return node
 
 
 def _unread(model: Model) -> list[str]:

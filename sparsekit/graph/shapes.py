@@ -11,6 +11,7 @@ from tensorflow.core.framework import graph_pb2, types_pb2
 from tensorflow.python.framework import op_def_registry
 
 from sparsekit.graph.node import ArgumentNode, Edge, FunctionView, GraphView, LiveNode, Node, ProtoGraph, ProtoNode
+from sparsekit.graph.order import in_order
 from sparsekit.graph.trace import Read, Tracer
 
 Shape: TypeAlias = tuple[int | None, ...] | None
@@ -224,7 +225,8 @@ def _evaluated_and_stopped(nodes: dict[str, Any]) -> tuple[set[str], set[str]]:
     constant: set[str] = set()
     evaluated: set[str] = set()
     steps = dict.fromkeys(nodes, 0)
-    for name, node in _in_order(nodes):
+    for name in in_order(nodes):
+        node = nodes[name]
         inputs = [text.partition(":")[0] for text in node.input]
         if node.op not in _SOURCES and all(other in constant for other in inputs):
             constant.add(name)
@@ -238,27 +240,6 @@ def _evaluated_and_stopped(nodes: dict[str, Any]) -> tuple[set[str], set[str]]:
         elif node.op == "Const":
             evaluated.add(name)
     return evaluated, constant
-
-
-def _in_order(nodes: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The nodes after their inputs; in a loop, as its first turn has them."""
-    waiting = dict.fromkeys(nodes, 0)
-    readers: dict[str, list[str]] = {name: [] for name in nodes}
-    for name, node in nodes.items():
-        for text in node.input:
-            before = text.partition(":")[0]
-            # An argument of a function is no node; and a loop is entered elsewhere.
-            if before in nodes and nodes[before].op not in ("NextIteration", "RefNextIteration"):
-                readers[before].append(name)
-                waiting[name] += 1
-    ready = [name for name, count in waiting.items() if not count]
-    while ready:
-        name = ready.pop()
-        yield name, nodes[name]
-        for reader in readers[name]:
-            waiting[reader] -= 1
-            if not waiting[reader]:
-                ready.append(reader)
 
 
 _SOURCES = {"Placeholder", "VariableV2", "Variable", "VarHandleOp"}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from click.testing import CliRunner
+from small_graphs import settings_of
 
 import sparsekit
 from sparsekit.artefact.model import open_model
@@ -128,6 +129,35 @@ def test_a_layer_in_a_loop_goes_by_magnitude_and_says_so() -> None:
     assert "before" in before.name and (before.criterion, before.note) == ("admm", "")
     assert "inside" in inside.name and inside.criterion == "magnitude" and "in a loop or cond" in inside.note
     assert sparsekit.verify(result.graph_def).ok
+
+
+def test_layers_in_loops_and_branches_of_tensorflow_1_too_and_those_behind_come_after_them() -> None:
+    """There the bodies lie in the main graph: what is in them cannot be fetched or fed any more than in a function."""
+    kernel, constant = normal(8, 8), tf.constant
+
+    def branch(h: Any, name: str) -> Any:
+        return lambda: tf.matmul(h, constant(normal(8, 8, seed=len(name))), name=name)
+
+    with settings_of("resource", "v1"), tf.Graph().as_default() as graph:
+        x = v1.placeholder(tf.float32, [None, 8], name="x")
+        start = tf.matmul(x, constant(normal(8, 8, seed=3)), name="before")
+        turn = lambda i, h, g: (i + 1, g, tf.tanh(tf.matmul(h, kernel, name="inside")))  # noqa: E731
+        _, h, _ = v1.while_loop(lambda i, h, g: i < 3, turn, [constant(0), start, start])
+        h = tf.matmul(h, constant(normal(8, 8, seed=4)), name="between")
+        h = v1.cond(tf.reduce_sum(h) > 0, branch(h, "one"), branch(h, "other"))
+        tf.matmul(h, constant(normal(8, 4)), name="after")
+    assert {"Enter", "Switch"} <= {node.op for node in graph.as_graph_def().node}
+
+    x = samples()[:, 0, 0]
+    result = sparsekit.prune(graph.as_graph_def(), outputs=["after"], calibration=x)
+    order = [account.name.rpartition("/")[2] for account in result.accounts]
+    assert [name for name in order if name not in ("one", "other")] == ["before", "inside", "between", "after"]
+    assert order[3] in ("one", "other") and order[4] in ("one", "other")
+    calibrated = {name: account.criterion for name, account in zip(order, result.accounts, strict=True)}
+    assert calibrated == dict.fromkeys(("before", "between", "after"), "admm") | dict.fromkeys(
+        ("inside", "one", "other"), "magnitude"
+    )
+    assert sparsekit.verify(result.graph_def, outputs=["after"]).ok
 
 
 @pytest.fixture(scope="module")
