@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
+import attrs
+
 from sparsekit.artefact.graph_def import is_graph_def, save_graph_def
 from sparsekit.artefact.model import FrozenGraph, Model, open_model, read_deployed
 from sparsekit.collection import collection_paused
@@ -20,12 +22,13 @@ from sparsekit.live import plan_live, prune_live
 from sparsekit.one_shot import prune_model
 from sparsekit.planning import Plan, Planning, make_plan
 from sparsekit.plugins import default_registry
+from sparsekit.reading import source_of
 from sparsekit.record import Record, read_record
 from sparsekit.reporting.facts import Estimate, Report
 from sparsekit.reporting.gather import gather, gather_deployed
 from sparsekit.result import LayerAccount, PruneResult
 from sparsekit.stripping import strip_masks
-from sparsekit.target import ChosenTarget, choose_target, warn_or_refuse
+from sparsekit.target import ChosenTarget, TargetProfile, choose_target, warn_or_refuse
 from sparsekit.verification import Verification, verify_deployed, verify_model
 from sparsekit.writing import write_whole
 
@@ -58,11 +61,11 @@ def plan(model: Any, cfg: Config = None, *, outputs: Any = None, target: str | N
         TargetError: an unknown target.
     """
     with _naming(model):
+        settings = _Settings.of(cfg, target)
         deployed = read_deployed(model)
         if deployed is not None:
-            config, chosen = _settings(cfg, target)
-            return plan_deployed(deployed, config, chosen.profile if chosen else None)
-        return _decide(model, cfg, outputs, target)[0].plan
+            return plan_deployed(deployed, settings.config, settings.profile)
+        return _decide(model, settings, outputs)[0].plan
 
 
 def report(
@@ -87,15 +90,16 @@ def report(
         ConfigError, GraphError, MissingFileError, ModelError, TargetError: as for :func:`plan`; also weights that
             cannot be read.
     """
-    source = os.fsdecode(model) if isinstance(model, (str, os.PathLike)) else "the graph"
     with _naming(model):
+        settings = _Settings.of(cfg, target)
         deployed = read_deployed(model)
         if deployed is not None:
-            config, chosen = _settings(cfg, target)
-            deployed_plan = plan_deployed(deployed, config, chosen.profile if chosen else None)
-            return Report(source, deployed_plan, gather_deployed(deployed_plan, deployed), tuple(estimates))
-        planning, opened, _ = _decide(model, cfg, outputs, target)
-        return Report(source, planning.plan, gather(planning, opened, default_registry()), tuple(estimates))
+            made = plan_deployed(deployed, settings.config, settings.profile)
+            facts = gather_deployed(made, deployed)
+        else:
+            planning, opened = _decide(model, settings, outputs)
+            made, facts = planning.plan, gather(planning, opened, default_registry())
+        return Report(source_of(model), made, facts, tuple(estimates))
 
 
 def prune(
@@ -145,10 +149,13 @@ def prune(
         UnsupportedTargetWarning: the target has no gain from the pattern; once a call.
     """
     registry = default_registry()
-    with _naming(model), collection_paused():
-        planning, opened, chosen = _decide(model, cfg, outputs, target, calibration is not None)
+    with _naming(model):
+        settings = _Settings.of(cfg, target)
+        if calibration is not None:
+            settings = attrs.evolve(settings, config=settings.config.calibrated())
+        planning, opened = _decide(model, settings, outputs)
         patterns = {str(decision.pattern) for decision in planning.plan.pruned} or {"2:4"}
-        warn_or_refuse(chosen, registry.profiles, patterns=sorted(patterns), strict=strict_target)
+        warn_or_refuse(settings.chosen, registry.profiles, patterns=sorted(patterns), strict=strict_target)
         if opened is None:
             if calibration is not None:
                 found = "calibration samples for a live graph"
@@ -156,34 +163,45 @@ def prune(
             return prune_live(model, planning, registry, record)
         accounts: tuple[LayerAccount, ...] = ()
         if calibration is None:
-            pruned = prune_model(opened, planning.layers, registry)
+            with collection_paused():
+                pruned = prune_model(opened, planning.layers, registry)
         else:
             from sparsekit.calibration.layerwise import prune_calibrated
 
-            config = _settings(cfg, target)[0]
             pruned, accounts = prune_calibrated(
-                opened, planning.layers, calibration, config, registry, output_names(outputs)
+                opened, planning.layers, calibration, settings.config, registry, output_names(outputs)
             )
     if record is not None:
         write_whole(record, Record.of(planning.plan).to_text().encode())
     return PruneResult(planning.plan, model=pruned, accounts=accounts)
 
 
+@attrs.frozen
+class _Settings:
+    """The config, and the target that it, the caller or the environment chose."""
+
+    config: PruneConfig
+    chosen: ChosenTarget | None
+
+    @classmethod
+    def of(cls, cfg: Config, target: str | None) -> _Settings:
+        config = load_config(cfg)
+        return cls(config, choose_target(target, config.target, os.environ, default_registry().profiles))
+
+    @property
+    def profile(self) -> TargetProfile | None:
+        return self.chosen.profile if self.chosen else None
+
+
 @collection_paused()
-def _decide(
-    model: Any, cfg: Config, outputs: Any, target: str | None, calibrated: bool = False
-) -> tuple[Planning, Model | None, ChosenTarget | None]:
+def _decide(model: Any, settings: _Settings, outputs: Any) -> tuple[Planning, Model | None]:
     """The plan of a live graph or of a model at rest, the latter opened."""
-    registry = default_registry()
-    config, chosen = _settings(cfg, target)
-    config = config.calibrated() if calibrated else config
-    profile = chosen.profile if chosen else None
-    names = output_names(outputs)
+    registry, names = default_registry(), output_names(outputs)
+    config, profile = settings.config, settings.profile
     if not (isinstance(model, (str, os.PathLike)) or is_graph_def(model)):
-        return plan_live(model, config, names, registry, profile), None, chosen
+        return plan_live(model, config, names, registry, profile), None
     opened = open_model(model)
-    planning = make_plan(opened.view, config, names or opened.outputs, registry, profile, opened.obstacle)
-    return planning, opened, chosen
+    return make_plan(opened.view, config, names or opened.outputs, registry, profile, opened.obstacle), opened
 
 
 @contextmanager
@@ -192,18 +210,12 @@ def _naming(model: Any) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        source = os.fsdecode(model) if isinstance(model, (str, os.PathLike)) else "the graph"
-        raise ModelError("takes more memory than there is", where=source) from error
+        raise ModelError("takes more memory than there is", where=source_of(model)) from error
     except ModelError as error:
-        path = os.fsdecode(model) if isinstance(model, (str, os.PathLike)) else ""
-        if path and path not in error.where and repr(path) not in error.where:
+        path = source_of(model)
+        if isinstance(model, (str, os.PathLike)) and path not in error.where and repr(path) not in error.where:
             error.where = f"{path}: {error.where}"
         raise
-
-
-def _settings(cfg: Config, target: str | None) -> tuple[PruneConfig, ChosenTarget | None]:
-    config = load_config(cfg)
-    return config, choose_target(target, config.target, os.environ, default_registry().profiles)
 
 
 @collection_paused()
@@ -291,19 +303,18 @@ def verify(
         MissingFileError, ModelError, RecordError, ConfigError, GraphError, TargetError: a file or argument cannot be
             used.
     """
-    config, chosen = _settings(cfg, target)
-    profile = chosen.profile if chosen else None
+    settings = _Settings.of(cfg, target)
     with _naming(model):
         deployed = read_deployed(model)
         if deployed is not None:
-            return verify_deployed(deployed, config, profile)
+            return verify_deployed(deployed, settings.config, settings.profile)
         return verify_model(
             open_model(model),
             default_registry(),
             record=_record(record),
-            config=config,
+            config=settings.config,
             outputs=output_names(outputs),
-            target=profile,
+            target=settings.profile,
         )
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import attrs
-
 from sparsekit.artefact.deployed import NO_CHANNEL_AXIS, DeployedLayer
 from sparsekit.config import PruneConfig
 from sparsekit.planning import LayerDecision, Plan, judged, too_short
@@ -27,12 +25,18 @@ def plan_deployed(layers: Iterable[DeployedLayer], config: PruneConfig, target: 
 
 def _decide(layer: DeployedLayer, config: PruneConfig) -> LayerDecision:
     reason, message = _obstacle(layer, config)
-    decision = LayerDecision(
+    if not reason:
+        note = f" ({layer.note})" if layer.note else ""
+        message = (
+            f"at most {config.pattern.n} of every {config.pattern.m} consecutive weights along axis {layer.axis} of "
+            f"{list(layer.shape or ())} should not be zero{note}; prune the model that it was made from."
+        )
+    return LayerDecision(
         name=layer.name,
         op_type=layer.op_type,
         status="skip" if reason else "prune",
         reason=reason or "eligible",
-        message=f"{layer.name}: {message}" if message else "",
+        message=f"{layer.name}: {message}",
         shape=layer.shape,
         axis=layer.axis,
         dtype=layer.dtype,
@@ -41,14 +45,6 @@ def _decide(layer: DeployedLayer, config: PruneConfig) -> LayerDecision:
         pattern=config.pattern,
         deployed=layer.dtype_is_final,
     )
-    if reason:
-        return decision
-    note = f" ({layer.note})" if layer.note else ""
-    text = (
-        f"{layer.name}: at most {config.pattern.n} of every {config.pattern.m} consecutive weights along axis "
-        f"{layer.axis} of {list(layer.shape or ())} should not be zero{note}; prune the model that it was made from."
-    )
-    return attrs.evolve(decision, message=text)
 
 
 def _obstacle(layer: DeployedLayer, config: PruneConfig) -> tuple[str, str]:

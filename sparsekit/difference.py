@@ -17,6 +17,7 @@ from sparsekit.artefact.graph_def import load_graph_def
 from sparsekit.artefact.model import read_deployed
 from sparsekit.artefact.saved_model import MetaGraph, SavedModel
 from sparsekit.errors import ModelError
+from sparsekit.reading import source_of
 from sparsekit.table import text_table
 
 _T = TypeVar("_T")
@@ -195,9 +196,8 @@ class _Opened:
 
     @classmethod
     def of(cls, model: Any) -> _Opened:
-        is_path = isinstance(model, (str, os.PathLike))
-        source = os.fsdecode(model) if is_path else "the graph"
-        if is_path and Path(model).is_dir():
+        source = source_of(model)
+        if isinstance(model, (str, os.PathLike)) and Path(model).is_dir():
             return cls("a SavedModel", source, SavedModel.open(model))
         layers = read_deployed(model)
         if layers is not None:

@@ -116,22 +116,10 @@ class Plan:
         return f" On {self.target.title}, {count} {'is' if len(verdicts) == 1 else 'are'} eligible{later}."
 
     def __str__(self) -> str:
-        rows = [
-            (
-                d.name,
-                d.op_type,
-                "x".join(map(str, d.shape)) if d.shape is not None else "-",
-                "-" if d.axis is None else str(d.axis),
-                f"{d.status} {d.pattern}" if d.pruned else d.status,
-                d.reason,
-                why(d),
-            )
-            for d in self.decisions
-        ]
+        rows = [(*first_cells(d), why(d)) for d in self.decisions]
         table = text_table(("layer", "op", "shape", "axis", "status", "reason", "why"), rows) if rows else ""
         target = f"\nTarget: {self.target.title}. {self.target.reason}" if self.target else ""
-        hint = f"\n{self.hint()}" if self.worth_leaving_dense else ""
-        return f"{table}{self.summary()}{hint}{target}"
+        return f"{table}{self.summary()}\n{self.hint()}".rstrip() + target
 
     def hint(self) -> str:
         """What the config could leave dense, in two sentences; "" if there is nothing."""
@@ -143,6 +131,18 @@ class Plan:
             f"{', '.join(names)}{f' and {more} more' if more > 0 else ''}. "
             f"The config keys min_weights = {TINY} and skip_outputs = true do that."
         )
+
+
+def first_cells(decision: LayerDecision) -> tuple[str, ...]:
+    """The cells that a layer's row begins with: layer, op, shape, axis, status, reason."""
+    return (
+        decision.name,
+        decision.op_type,
+        "x".join(map(str, decision.shape)) if decision.shape is not None else "-",
+        "-" if decision.axis is None else str(decision.axis),
+        f"{decision.status} {decision.pattern}" if decision.pruned else decision.status,
+        decision.reason,
+    )
 
 
 def why(decision: LayerDecision) -> str:

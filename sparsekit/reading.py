@@ -14,6 +14,11 @@ _MOST_PROTO = (1 << 31) - 1
 """What protobuf can read."""
 
 
+def source_of(model: object) -> str:
+    """How messages call a model: by its path, where it has one."""
+    return os.fsdecode(model) if isinstance(model, (str, os.PathLike)) else "the graph"
+
+
 def read_text(path: Path, error: type[SparsekitError]) -> str:
     """The text of a regular file: a pipe or a device might never end.
 
@@ -26,11 +31,11 @@ def read_text(path: Path, error: type[SparsekitError]) -> str:
         SparsekitError: of class ``error``: a folder, a file that may not be read, or one that is not UTF-8.
     """
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
             raise error("this is no regular file", where=str(path), expected="a text file")
-        if path.stat().st_size > _MOST_TEXT:
-            raise error(f"this is {path.stat().st_size:,} bytes long", where=str(path), expected="a text file")
+        if status.st_size > _MOST_TEXT:
+            raise error(f"this is {status.st_size:,} bytes long", where=str(path), expected="a text file")
         raw = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise MissingFileError("there is no such file", where=str(path)) from None
@@ -54,10 +59,11 @@ def read_proto(path: str | os.PathLike[str], expected: str, hint: str = "") -> b
         MissingFileError: there is no such file.
         ModelError: as `read_whole`; also a file that is longer than protobuf can read.
     """
-    size = size_of(os.fsdecode(path), expected, hint)
+    source = os.fsdecode(path)
+    size = size_of(source, expected, hint)
     if size > _MOST_PROTO:
-        raise ModelError(f"is {size:,} bytes long", where=os.fsdecode(path), expected=f"{expected}, below 2 GB")
-    return read_whole(path, expected, hint)
+        raise ModelError(f"is {size:,} bytes long", where=source, expected=f"{expected}, below 2 GB")
+    return _content(source, expected)
 
 
 def read_whole(path: str | os.PathLike[str], expected: str, hint: str = "") -> bytes:
@@ -74,6 +80,10 @@ def read_whole(path: str | os.PathLike[str], expected: str, hint: str = "") -> b
     """
     source = os.fsdecode(path)
     size_of(source, expected, hint)
+    return _content(source, expected)
+
+
+def _content(source: str, expected: str) -> bytes:
     try:
         data = Path(source).read_bytes()
     except OSError as error:

@@ -27,7 +27,7 @@ from sparsekit.artefact.variable_removal import without_variables
 from sparsekit.errors import MissingFileError, ModelError, SaveError
 from sparsekit.graph.node import Node, ProtoGraph
 from sparsekit.graph.trace import Read
-from sparsekit.reading import size_of
+from sparsekit.reading import size_of, source_of
 from sparsekit.writing import copy_folder, staged_folder
 
 Array: TypeAlias = NDArray[Any]
@@ -156,9 +156,8 @@ def open_model(model: Any) -> Model:
     """
     if isinstance(model, (str, os.PathLike)) and Path(model).is_dir():
         return SavedModelFolder(SavedModel.open(model))
-    source = os.fsdecode(model) if isinstance(model, (str, os.PathLike)) else "the graph"
     graph = load_graph(model)
-    return FrozenGraph(graph.graph_def, source, graph)
+    return FrozenGraph(graph.graph_def, source_of(model), graph)
 
 
 def read_deployed(model: object) -> list[DeployedLayer] | None:

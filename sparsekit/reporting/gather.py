@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import attrs
@@ -18,7 +18,7 @@ from sparsekit.graph.shapes import Shape, Shapes
 from sparsekit.handler import WeightSite
 from sparsekit.one_shot import pruned_weight
 from sparsekit.pattern import Pattern, check
-from sparsekit.planning import LayerDecision, Plan, Planning
+from sparsekit.planning import LayerDecision, Plan, PlannedLayer, Planning
 from sparsekit.plugins import Registry
 from sparsekit.progress import track
 from sparsekit.reporting.facts import GroupFacts, LayerFacts
@@ -41,8 +41,12 @@ def gather(planning: Planning, model: Model | None, registry: Registry) -> tuple
         ModelError: a stored weight is damaged.
     """
     work = _Work(registry, model)
+    pruned = {layer.decision: layer for layer in planning.layers}
     decisions = track(planning.plan.decisions, "Reading weights")
-    return tuple(_facts(decision, planning, model, registry, work) for decision in decisions)
+    return tuple(
+        _facts(decision, planning.sites.get(decision, ()), pruned.get(decision), model, registry, work)
+        for decision in decisions
+    )
 
 
 def gather_deployed(plan: Plan, layers: Iterable[DeployedLayer]) -> tuple[LayerFacts, ...]:
@@ -52,9 +56,13 @@ def gather_deployed(plan: Plan, layers: Iterable[DeployedLayer]) -> tuple[LayerF
 
 
 def _facts(
-    decision: LayerDecision, planning: Planning, model: Model | None, registry: Registry, work: _Work
+    decision: LayerDecision,
+    sites: Sequence[WeightSite],
+    layer: PlannedLayer | None,
+    model: Model | None,
+    registry: Registry,
+    work: _Work,
 ) -> LayerFacts:
-    sites = planning.sites.get(decision, ())
     if not sites:
         return LayerFacts(decision, note=decision.message)
     facts = LayerFacts(decision, weights=math.prod(sites[0].source.shape), multiply_adds=work.of_layer(sites))
@@ -64,7 +72,6 @@ def _facts(
     if obstacle:
         return attrs.evolve(facts, note=obstacle)
     _, weight = next(model.values(sites[0].source.read))
-    layer = next((layer for layer in planning.layers if layer.decision is decision), None)
     return _with_weight(facts, weight, pruned_weight(weight, layer, registry) if layer else weight)
 
 

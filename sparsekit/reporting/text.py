@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from sparsekit.planning import why
+from sparsekit.planning import first_cells, why
 from sparsekit.reporting.facts import GroupFacts, LayerFacts, Report
 from sparsekit.table import plain, text_table, to_json
 
@@ -21,7 +21,7 @@ def text(report: Report, width: int | None = None) -> str:
     target = report.plan.target
     lines = [
         report.plan.summary(),
-        *([report.plan.hint()] if report.plan.worth_leaving_dense else []),
+        *filter(None, [report.plan.hint()]),
         *_totals(report),
         *(f"{e.source}: {e.dense:,.0f} {e.quantity} dense, {e.pruned:,.0f} pruned." for e in report.estimates),
         *([f"Target: {target.title}. {target.reason}"] if target else []),
@@ -51,12 +51,7 @@ def report_json(report: Report) -> str:
 def _row(layer: LayerFacts, whole: int) -> tuple[str, ...]:
     decision = layer.decision
     return (
-        decision.name,
-        decision.op_type,
-        "x".join(map(str, decision.shape)) if decision.shape is not None else "-",
-        "-" if decision.axis is None else str(decision.axis),
-        f"{decision.status} {decision.pattern}" if decision.pruned else decision.status,
-        decision.reason,
+        *first_cells(decision),
         _groups(layer),
         _density(layer.stored, layer.planned),
         "-" if layer.retained is None or not decision.pruned else f"{layer.retained:.1%}",
