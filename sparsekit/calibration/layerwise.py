@@ -108,7 +108,7 @@ class _Run:
         account = LayerAccount(layer.decision.name, layer.decision.criterion)
         # Exporters leave dead copies of layers behind, which see nothing.
         uses = [Use(site, self._handler(site)) for site in layer.sites if self._network.computes(site.node)]
-        obstacle = self._obstacle(uses)
+        obstacle = self._obstacle(uses) or self._model.obstacle(layer.source.read)
         if obstacle:
             return self._by_weights(layer, attrs.evolve(account, criterion=_WITHOUT_INPUTS, note=obstacle))
         return self._by_statistics(layer, uses, account)

@@ -48,7 +48,7 @@ class CalibratedStart:
         self._values = values
         self._masks = masks
         self._calibrated = weakref.ref(calibrated)
-        self._reminder = weakref.finalize(self, _remind, len(masks))
+        self._reminder = weakref.finalize(self, _remind, len(masks)) if masks else None
 
     def load(self, session: Any) -> None:
         """Assign everything in a session of the graph; nothing is added to the graph, which may be finalized.
@@ -62,7 +62,8 @@ class CalibratedStart:
         # Last: before that, no layer counts as started.
         count = np.int64(_STARTED)
         variables.write(session, ((batch.op.name, np.asarray(count)) for _, _, batch in self._masks))
-        self._reminder.detach()
+        if self._reminder is not None:
+            self._reminder.detach()
 
     def _as_stored(self) -> Iterator[tuple[str, Array]]:
         for mask, variable, _ in self._masks:
@@ -132,9 +133,8 @@ def _mask(model: LiveModel, layer: PlannedLayer, values: Mapping[str, Array]) ->
     ((_, dense),) = model.values(read)
     pruned = _current(model, read, values)
     mask = keep_mask(np.where(pruned != 0, np.asarray(np.inf, dense.dtype), dense), decision.axis, decision.pattern)
-    if read.is_constant:
-        return mask
-    if pruned[~mask].any():
+    constant = any(leaf.op == "Const" for leaf in read.leaves)  # the graph keeps its value
+    if not constant and pruned[~mask].any():
         raise PluginError(
             f"criterion '{decision.criterion}' keeps more weights than {decision.pattern} allows",
             where=decision.name,
