@@ -8,7 +8,17 @@ from typing import Any, TypeAlias
 from tensorflow.python.framework import op_def_registry
 
 from sparsekit.errors import ModelError
-from sparsekit.graph.node import ArgumentNode, Edge, FunctionView, GraphView, LiveGraph, LiveNode, Node, ProtoGraph, ProtoNode
+from sparsekit.graph.node import (
+    ArgumentNode,
+    Edge,
+    FunctionView,
+    GraphView,
+    LiveGraph,
+    LiveNode,
+    Node,
+    ProtoGraph,
+    ProtoNode,
+)
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _Defined: TypeAlias = ProtoNode | LiveNode

@@ -9,15 +9,16 @@ from typing import Any
 import attrs
 import tensorflow as tf
 
+from sparsekit.artefact.model import Array
 from sparsekit.calibration.layerwise import prune_calibrated
 from sparsekit.calibration.live_model import LiveModel
 from sparsekit.calibration.start import CalibratedStart, chosen, require_session
 from sparsekit.config import PruneConfig
 from sparsekit.graph.node import FunctionView, LiveGraph
 from sparsekit.live import check_editable, prune_live
-from sparsekit.planning import PlannedLayer, Planning
+from sparsekit.planning import LayerDecision, PlannedLayer, Planning
 from sparsekit.plugins import Registry
-from sparsekit.result import PruneResult
+from sparsekit.result import LayerAccount, PruneResult
 
 _REFRESHES = "magnitude"
 """Chooses again inside the graph, where what chose the start cannot."""
@@ -57,24 +58,36 @@ def prune_live_calibrated(
     require_session(session, graph)
     inside = _inside(planning, registry)
     check_editable(graph, inside, registry)
-    values, masks, accounts = {}, [], ()
-    if planning.layers:
-        view = planning.layers[0].source.tensor.node.root
-        assert isinstance(view, LiveGraph)
-        model = LiveModel(view, session, outputs or _callers(planning.layers))
-        changed, accounts = prune_calibrated(model, planning.layers, samples, config, registry, outputs)
-        assert isinstance(changed, LiveModel)
-        values, masks = chosen(changed, planning.layers)
+    values, masks, accounts = _calibrated(planning, samples, session, config, registry, outputs)
     result = prune_live(graph, inside, registry, record)
     state = zip(masks, result.variables[::2], result.variables[1::2], strict=True)
     start = CalibratedStart(graph, values, tuple(state), session)
     return attrs.evolve(result, plan=planning.plan, accounts=accounts, calibrated=start)
 
 
+def _calibrated(
+    planning: Planning,
+    samples: Any,
+    session: Any,
+    config: PruneConfig,
+    registry: Registry,
+    outputs: Sequence[str] | None,
+) -> tuple[dict[str, Array], list[Array], tuple[LayerAccount, ...]]:
+    """Values of variables, the mask of every layer, and an account of every layer."""
+    if not planning.layers:
+        return {}, [], ()
+    view = planning.layers[0].source.tensor.node.root
+    assert isinstance(view, LiveGraph)
+    model = LiveModel(view, session, outputs or _callers(planning.layers))
+    changed, accounts = prune_calibrated(model, planning.layers, samples, config, registry, outputs)
+    assert isinstance(changed, LiveModel)
+    return (*chosen(changed, planning.layers), accounts)
+
+
 def _inside(planning: Planning, registry: Registry) -> Planning:
     """The same with criteria that can choose inside the graph."""
 
-    def with_criterion(decision: Any) -> Any:
+    def with_criterion(decision: LayerDecision) -> LayerDecision:
         live = not decision.criterion or registry.criterion(decision.criterion).live
         return decision if live else attrs.evolve(decision, criterion=_REFRESHES)
 

@@ -45,9 +45,7 @@ class LiveModel(Model):
 
     view: LiveGraph  # type: ignore[assignment]
 
-    def __init__(
-        self, view: LiveGraph, session: Any, outputs: Sequence[str], changes: tuple[Change, ...] = ()
-    ) -> None:
+    def __init__(self, view: LiveGraph, session: Any, outputs: Sequence[str], changes: tuple[Change, ...] = ()) -> None:
         self.source = "the graph"
         self.view = view
         self.outputs = self.main_outputs = tuple(outputs)
@@ -56,7 +54,7 @@ class LiveModel(Model):
         self._without_value: set[str] = set()
 
     @property
-    def graph_def(self) -> Any:  # type: ignore[override]
+    def graph_def(self) -> Any:
         return self.view.graph_def
 
     def obstacle(self, read: Read) -> str:
@@ -75,13 +73,14 @@ class LiveModel(Model):
         if leaf.op == "Const":
             constant: Array = leaf.constant()
             return constant
-        ((name, value),) = variables.read(self._session, [leaf.operation])
+        ((_, value),) = variables.read(self._session, [leaf.operation])
         if value is None:
-            raise _uninitialized([name])
+            needed = (op for op in variables.variables_of(self.view.graph) if op.name in self._needed[0])
+            raise _uninitialized([name for name, value in variables.read(self._session, needed) if value is None])
         return value
 
     @functools.cached_property
-    def inputs(self) -> Mapping[str, str]:  # type: ignore[override]
+    def inputs(self) -> Mapping[str, str]:
         fed = self._needed[1]
         names = [tensor.name for op in self.view.graph.get_operations() for tensor in op.outputs if op.type in _INPUTS]
         return {name.removesuffix(":0"): name for name in names if name in fed}
@@ -91,7 +90,8 @@ class LiveModel(Model):
         """The ops that a run needs, and the tensors that give it its data."""
         graph = self.view.graph
         pending = [graph.get_operation_by_name(name) for name in self.main_outputs or ()]
-        ops, fed = {op.name for op in pending}, set()
+        ops = {op.name for op in pending}
+        fed: set[str] = set()
         while pending:
             op = pending.pop()
             if op.type in _INPUTS:  # an output itself

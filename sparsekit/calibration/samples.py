@@ -195,9 +195,10 @@ def _open(source: Any, inputs: Sequence[ModelInput], batch_size: int) -> tuple[s
     if isinstance(source, Mapping):
         return "", _cut(dict(source), inputs, batch_size, "")
     if isinstance(source, np.ndarray):
-        if len(inputs) != 1:
+        only = [known for known in inputs if known.required] or inputs
+        if len(only) != 1:
             raise CalibrationError("is one array", where="samples", expected=f"a dict of arrays: {_listed(inputs)}")
-        return "", _cut({inputs[0].name: source}, inputs, batch_size, "")
+        return "", _cut({only[0].name: source}, inputs, batch_size, "")
     tensorflow = sys.modules.get("tensorflow")
     if tensorflow is not None and isinstance(source, tensorflow.data.Dataset):
         return "", _of_dataset(source, tensorflow)

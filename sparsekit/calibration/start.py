@@ -113,11 +113,11 @@ def chosen(model: LiveModel, layers: Sequence[PlannedLayer]) -> tuple[dict[str, 
         PluginError: a criterion keeps more weights than the pattern allows.
     """
     values: dict[str, Array] = {}
+    weights: dict[int, Array] = {}
     for read, change in model.changes:
-        for leaf, part in read.split(change(_current(model, read, values))):
-            if leaf.op != "Const":
-                values[leaf.name] = part
-    return values, [_mask(model, layer, values) for layer in layers]
+        whole = weights[id(read)] = change(_current(model, read, values))
+        values.update((leaf.name, part) for leaf, part in read.split(whole) if leaf.op != "Const")
+    return values, [_mask(model, layer, weights[id(layer.source.read)]) for layer in layers]
 
 
 def _current(model: LiveModel, read: Read, values: Mapping[str, Array]) -> Array:
@@ -126,15 +126,13 @@ def _current(model: LiveModel, read: Read, values: Mapping[str, Array]) -> Array
     return parts[0] if read.concat_axis is None else np.concatenate(parts, read.concat_axis)
 
 
-def _mask(model: LiveModel, layer: PlannedLayer, values: Mapping[str, Array]) -> Array:
+def _mask(model: LiveModel, layer: PlannedLayer, pruned: Array) -> Array:
     """Every weight that is not 0 stays, and the largest of the dense ones where that are fewer than may."""
-    decision, read = layer.decision, layer.source.read
+    decision = layer.decision
     assert decision.pattern is not None and decision.axis is not None
-    ((_, dense),) = model.values(read)
-    pruned = _current(model, read, values)
+    ((_, dense),) = model.values(layer.source.read)
     mask = keep_mask(np.where(pruned != 0, np.asarray(np.inf, dense.dtype), dense), decision.axis, decision.pattern)
-    constant = any(leaf.op == "Const" for leaf in read.leaves)  # the graph keeps its value
-    if not constant and pruned[~mask].any():
+    if pruned[~mask].any():
         raise PluginError(
             f"criterion '{decision.criterion}' keeps more weights than {decision.pattern} allows",
             where=decision.name,
@@ -149,5 +147,3 @@ def _remind(layers: int) -> None:
         "are chosen by magnitude at the first batch.",
         layers,
     )
-
-
