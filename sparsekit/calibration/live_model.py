@@ -15,6 +15,7 @@ from sparsekit.artefact.model import Array, Change, Model
 from sparsekit.artefact.rewriting import Edits
 from sparsekit.calibration import variables
 from sparsekit.errors import GraphError
+from sparsekit.graph.forward import reached
 from sparsekit.graph.node import LiveGraph
 from sparsekit.graph.trace import Read
 
@@ -75,46 +76,46 @@ class LiveModel(Model):
             return constant
         ((_, value),) = variables.read(self._session, [leaf.operation])
         if value is None:
-            needed = (op for op in variables.variables_of(self.view.graph) if op.name in self._needed[0])
-            raise _uninitialized([name for name, value in variables.read(self._session, needed) if value is None])
+            values = variables.read(self._session, self._variables())
+            raise _uninitialized([name for name, value in values if value is None])
         return value
 
     @functools.cached_property
     def inputs(self) -> Mapping[str, str]:
-        fed = self._needed[1]
-        names = [tensor.name for op in self.view.graph.get_operations() for tensor in op.outputs if op.type in _INPUTS]
-        return {name.removesuffix(":0"): name for name in names if name in fed}
+        fed = {tensor.name for op in self._needed if op.type not in _INPUTS for tensor in op.inputs}
+        makers = [op for op in self.view.graph.get_operations() if op.type in _INPUTS]
+        names = [output.name for op in makers for output in op.outputs if output.name in fed]
+        return {name.removesuffix(":0"): name for name in names}
 
     @functools.cached_property
-    def _needed(self) -> tuple[set[str], set[str]]:
-        """The ops that a run needs, and the tensors that give it its data."""
-        graph = self.view.graph
-        pending = [graph.get_operation_by_name(name) for name in self.main_outputs or ()]
-        ops = {op.name for op in pending}
-        fed: set[str] = set()
-        while pending:
-            op = pending.pop()
-            if op.type in _INPUTS:  # an output itself
-                fed.update(output.name for output in op.outputs[:1])
-                continue
-            fed.update(tensor.name for tensor in op.inputs if tensor.op.type in _INPUTS)
-            for before in (*(tensor.op for tensor in op.inputs), *op.control_inputs):
-                if before.name not in ops:
-                    ops.add(before.name)
-                    if before.type not in _INPUTS:
-                        pending.append(before)
-        return ops, fed
+    def _needed(self) -> set[tf.Operation]:
+        """The ops that a run needs, those that give it its data included."""
+        return reached(
+            (self.view.graph.get_operation_by_name(name) for name in self.main_outputs or ()),
+            lambda op: () if op.type in _INPUTS else (*(tensor.op for tensor in op.inputs), *op.control_inputs),
+        )
 
     def load(self, session: Any, graph_def: Any, folder: Path) -> None:
         for node in (*graph_def.node, *(node for f in graph_def.library.function for node in f.node_def)):
             node.device = ""  # the machines and cards of a training are not those of a copy
         with session.graph.as_default():
             tf.import_graph_def(graph_def, name="")
+        hidden = [op.name for op in self._variables() if variables.value_of(op) is None]
+        if hidden:
+            raise GraphError(
+                "this variable is read in functions, loops or branches alone, so that its value cannot be had",
+                where=hidden[0],
+                hint="Read it in the graph itself, with tf.identity.",
+            )
         variables.write(session, self._initialized())
-        missing = sorted(self._without_value & self._needed[0])
+        missing = [op.name for op in self._variables() if op.name in self._without_value]
         if missing:
             raise _uninitialized(missing)
         session.run(self._tables())
+
+    def _variables(self) -> list[tf.Operation]:
+        """Those that a run needs, in the order of the graph."""
+        return [op for op in variables.variables_of(self.view.graph) if op in self._needed]
 
     def _initialized(self) -> Iterator[tuple[str, Array]]:
         """The values of all variables that have one: those of biases lie behind what a run needs."""
@@ -128,7 +129,7 @@ class LiveModel(Model):
     def _tables(self) -> list[str]:
         """The initializers of tables that a run needs."""
         found = self.view.graph.get_collection(tf.compat.v1.GraphKeys.TABLE_INITIALIZERS)
-        return [op.name for op in found if op.inputs and op.inputs[0].op.name in self._needed[0]]
+        return [op.name for op in found if op.inputs and op.inputs[0].op in self._needed]
 
     def changed(self, changes: Iterable[Change], edits: Edits | None = None) -> LiveModel:
         assert edits is None

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy.typing as npt
 import tensorflow as tf
 
-from sparsekit.artefact.saved_model import VARIABLES
+from sparsekit.artefact.saved_model import ASSIGNS, VARIABLES
 from sparsekit.errors import GraphError
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -49,7 +49,7 @@ def write(session: Any, values: Iterable[tuple[str, Array]]) -> None:
     Raises:
         GraphError: there is no op that assigns to one of them, or the session is closed.
     """
-    feeds: dict[Any, Array] = {}
+    feeds: dict[str, Array] = {}
     assignments: list[tf.Operation] = []
 
     def flush() -> None:
@@ -60,8 +60,8 @@ def write(session: Any, values: Iterable[tuple[str, Array]]) -> None:
     for name, value in values:
         assignment = assignment_of(session.graph.get_operation_by_name(name))
         # Fed in place of what it assigns else. Two may assign the same tensor.
-        place = assignment.inputs[1]
-        if place.ref() in {tensor.ref() for tensor in feeds} or sum(v.nbytes for v in feeds.values()) > _MOST_BYTES:
+        place = assignment.inputs[1].name
+        if place in feeds or sum(fed.nbytes for fed in feeds.values()) > _MOST_BYTES:
             flush()
         feeds[place] = value
         assignments.append(assignment)
@@ -74,8 +74,9 @@ def assignment_of(variable: tf.Operation) -> tf.Operation:
     Raises:
         GraphError: there is none.
     """
-    for op in variable.outputs[0].consumers():
-        if op.type in ("Assign", "AssignVariableOp") and op.inputs[0] is variable.outputs[0] and _alone(op):
+    written = variable.outputs[0]
+    for op in written.consumers():
+        if op.type in ASSIGNS and op.inputs[0].name == written.name and _alone(op):
             return op
     raise GraphError(
         "no op assigns to this variable",
@@ -120,7 +121,7 @@ def _value_or_none(session: Any, tensor: tf.Tensor) -> Array | None:
     return value
 
 
-def _run(session: Any, fetches: list[Any], feeds: Mapping[Any, Array] | None = None) -> list[Any]:
+def _run(session: Any, fetches: list[Any], feeds: Mapping[str, Array] | None = None) -> list[Any]:
     try:
         return list(session.run(fetches, feeds)) if fetches else []
     except RuntimeError as error:  # "Attempted to use a closed Session."
