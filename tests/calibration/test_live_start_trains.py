@@ -74,13 +74,10 @@ def test_a_calibrated_start_is_retrained_stripped_and_verified(dense: Path, tmp_
     training = Retraining(dense, calibrated=True, record=tmp_path / "record.txt")
     assert training.layers == by_magnitude.layers and len(training.layers) == 5
     losses = by_magnitude.loss(), training.loss()
-    print(f"cross-entropy at the start: {losses[0]:.3f} by magnitude, {losses[1]:.3f} calibrated")
     assert losses[1] < 0.5 * losses[0]
 
     chosen = masks(training.session, training.layers)
     training.train(epochs=2)
-    by_magnitude.train(epochs=2)
-    print(f"after 2 epochs: {by_magnitude.loss():.3f} by magnitude, {training.loss():.3f} calibrated")
     assert training.loss() < losses[1]
     trained = masks(training.session, training.layers)
     assert {layer: bits(mask) for layer, mask in trained.items()} == {layer: bits(m) for layer, m in chosen.items()}
@@ -92,7 +89,9 @@ def test_a_calibrated_start_is_retrained_stripped_and_verified(dense: Path, tmp_
     sparsekit.prune(inference.graph, CONFIG, outputs=[network.OUTPUT], record=tmp_path / "record.txt")
     with inference.graph.as_default():
         saver = v1.train.Saver(v1.global_variables())
-    masked = network.freeze(inference, lambda sess: saver.restore(sess, str(tmp_path / "retrained.ckpt")), tmp_path / "m")
+    masked = network.freeze(
+        inference, lambda sess: saver.restore(sess, str(tmp_path / "retrained.ckpt")), tmp_path / "m"
+    )
     pruned = sparsekit.strip(masked, record=tmp_path / "record.txt")
     sparsekit.save(pruned, tmp_path / "pruned.pb")
     assert sparsekit.verify(tmp_path / "pruned.pb", record=tmp_path / "record.txt").ok
@@ -100,5 +99,4 @@ def test_a_calibrated_start_is_retrained_stripped_and_verified(dense: Path, tmp_
     frozen = v1.GraphDef.FromString(masked.read_bytes())
     assert np.array_equal(*(run_graph(graph_def, "logits:0", feeds) for graph_def in (frozen, pruned)))
     accuracy, _ = network.evaluate(tmp_path / "pruned.pb", training.data)
-    print(f"accuracy {accuracy:.3f}")
     assert accuracy > 0.9
