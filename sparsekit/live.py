@@ -132,6 +132,7 @@ def check_editable(graph: tf.Graph, planning: Planning, registry: Registry) -> N
                 f"criterion '{decision.criterion}' cannot choose masks inside a training graph",
                 where=decision.name,
                 expected="one of " + ", ".join(name for name, entry in registry.criteria.items() if entry.value.live),
+                hint="With calibration samples and a session it can choose what training starts from.",
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -12,7 +12,7 @@ import tensorflow as tf
 from sparsekit.artefact.model import Array
 from sparsekit.calibration.layerwise import prune_calibrated
 from sparsekit.calibration.live_model import LiveModel
-from sparsekit.calibration.start import CalibratedStart, chosen, require_session
+from sparsekit.calibration.start import CalibratedStart, checksum, chosen_of, require_session
 from sparsekit.config import PruneConfig
 from sparsekit.graph.node import FunctionView, LiveGraph
 from sparsekit.live import check_editable, prune_live
@@ -58,11 +58,21 @@ def prune_live_calibrated(
     require_session(session, graph)
     inside = _inside(planning, registry)
     check_editable(graph, inside, registry)
-    values, masks, accounts = _calibrated(planning, samples, session, config, registry, outputs)
+    chosen = _calibrated(planning, samples, session, config, registry, outputs) if planning.layers else _Chosen()
     result = prune_live(graph, inside, registry, record)
-    state = zip(masks, result.variables[::2], result.variables[1::2], strict=True)
-    start = CalibratedStart(graph, values, tuple(state), session)
-    return attrs.evolve(result, plan=planning.plan, accounts=accounts, calibrated=start)
+    state = tuple(zip(chosen.masks, result.variables[::2], result.variables[1::2], strict=True))
+    start = CalibratedStart(graph, chosen.values, state, chosen.others, session)
+    return attrs.evolve(result, plan=planning.plan, accounts=chosen.accounts, calibrated=start)
+
+
+@attrs.frozen(eq=False)
+class _Chosen:
+    """What `CalibratedStart` is made from, and an account of every layer."""
+
+    values: Mapping[str, Array] = attrs.field(factory=dict)
+    masks: Sequence[Array] = ()
+    others: Mapping[str, int] = attrs.field(factory=dict)
+    accounts: tuple[LayerAccount, ...] = ()
 
 
 def _calibrated(
@@ -72,16 +82,15 @@ def _calibrated(
     config: PruneConfig,
     registry: Registry,
     outputs: Sequence[str] | None,
-) -> tuple[dict[str, Array], list[Array], tuple[LayerAccount, ...]]:
-    """Values of variables, the mask of every layer, and an account of every layer."""
-    if not planning.layers:
-        return {}, [], ()
+) -> _Chosen:
     view = planning.layers[0].source.tensor.node.root
     assert isinstance(view, LiveGraph)
     model = LiveModel(view, session, outputs or _callers(planning.layers))
-    changed, accounts = prune_calibrated(model, planning.layers, samples, config, registry, outputs)
-    assert isinstance(changed, LiveModel)
-    return (*chosen(changed, planning.layers), accounts)
+    pruned, accounts = prune_calibrated(model, planning.layers, samples, config, registry, outputs)
+    assert isinstance(pruned, LiveModel)
+    values, masks = chosen_of(pruned, planning.layers)
+    others = {name: checksum(value) for name, value in pruned.others(values)}
+    return _Chosen(values, masks, others, accounts)
 
 
 def _inside(planning: Planning, registry: Registry) -> Planning:

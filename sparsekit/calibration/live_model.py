@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from sparsekit.artefact.model import Array, Change, Model
 from sparsekit.artefact.rewriting import Edits
 from sparsekit.calibration import variables
 from sparsekit.errors import GraphError
-from sparsekit.graph.forward import reached
+from sparsekit.graph.forward import forward_nodes, reached
 from sparsekit.graph.node import LiveGraph
 from sparsekit.graph.trace import Read
 
@@ -116,6 +116,14 @@ class LiveModel(Model):
     def _variables(self) -> list[tf.Operation]:
         """Those that a run needs, in the order of the graph."""
         return [op for op in variables.variables_of(self.view.graph) if op in self._needed]
+
+    def others(self, changed: Collection[str]) -> Iterator[tuple[str, Array]]:
+        """The values that flow into the outputs from variables that did not change, by name."""
+        forward = {node.name for node in forward_nodes(self.view, self.main_outputs)}
+        others = [op for op in self._variables() if op.name in forward and op.name not in changed]
+        for name, value in variables.read(self._session, others):
+            assert value is not None
+            yield name, value
 
     def _initialized(self) -> Iterator[tuple[str, Array]]:
         """The values of all variables that have one: those of biases lie behind what a run needs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -34,6 +35,7 @@ class CalibratedStart:
         graph: the graph.
         values: of weights and biases, by the names of their variables.
         masks: bool, of every layer, with its mask variable and its batch count.
+        others: checksums of the variables that calibration left as they were, by name, for a warning.
         calibrated: the session that they were chosen in, which does not see the masks.
     """
 
@@ -42,11 +44,13 @@ class CalibratedStart:
         graph: tf.Graph,
         values: Mapping[str, Array],
         masks: Sequence[tuple[Array, tf.Variable, tf.Variable]],
+        others: Mapping[str, int],
         calibrated: Any,
     ) -> None:
         self._graph = graph
         self._values = values
         self._masks = masks
+        self._others = others
         self._calibrated = weakref.ref(calibrated)
         self._reminder = weakref.finalize(self, _remind, len(masks)) if masks else None
 
@@ -64,6 +68,18 @@ class CalibratedStart:
         variables.write(session, ((batch.op.name, np.asarray(count)) for _, _, batch in self._masks))
         if self._reminder is not None:
             self._reminder.detach()
+        self._compare_others(session)
+
+    def _compare_others(self, session: Any) -> None:
+        found = variables.read(session, map(self._graph.get_operation_by_name, self._others))
+        strange = [name for name, value in found if value is None or checksum(value) != self._others[name]]
+        if strange:
+            _log.warning(
+                "%d variables, such as '%s', have other values here than in the session that was calibrated. Was the "
+                "dense checkpoint restored before result.start(session)?",
+                len(strange),
+                strange[0],
+            )
 
     def _as_stored(self) -> Iterator[tuple[str, Array]]:
         for mask, variable, _ in self._masks:
@@ -89,6 +105,11 @@ class CalibratedStart:
             )
 
 
+def checksum(value: Array) -> int:
+    """Equal for equal bits."""
+    return zlib.crc32(np.ascontiguousarray(value).view(np.uint8).data)
+
+
 def require_session(session: Any, graph: tf.Graph) -> None:
     """Raises GraphError where ``session`` is no open session of ``graph``."""
     found = ""
@@ -102,7 +123,7 @@ def require_session(session: Any, graph: tf.Graph) -> None:
         raise GraphError(found, where="session", expected="an open tf.compat.v1.Session of the graph")
 
 
-def chosen(model: LiveModel, layers: Sequence[PlannedLayer]) -> tuple[dict[str, Array], list[Array]]:
+def chosen_of(model: LiveModel, layers: Sequence[PlannedLayer]) -> tuple[dict[str, Array], list[Array]]:
     """What becomes of the variables, by name, and the mask of every layer, bool.
 
     Args:

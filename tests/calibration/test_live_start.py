@@ -381,6 +381,29 @@ def first_count(sess: Any, kind: str) -> int:
     return int(sess.run(f"fc1/sparsekit/batch/{'read' if kind == 'ref' else 'Read/ReadVariableOp'}:0"))
 
 
+@pytest.mark.parametrize("restored", [True, False])
+def test_what_was_not_restored_is_missed(
+    kind: str, restored: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else calibrated layers would stand between ones of chance."""
+    with tf.Graph().as_default() as graph:
+        x, y, _ = mlp()
+        saver = v1.train.Saver()
+        config = {"skip_layers": ["fc1"]}
+        with session(graph) as sess:
+            for name, v in by_name(graph).items():
+                v.load(values(v.shape, len(name) + 70), sess)
+            sess.run(y, {x: correlated(4, 16)})
+            saver.save(sess, str(tmp_path / "dense"))
+            result = sparsekit.prune(graph, config, outputs=[y], calibration=correlated(64, 16), session=sess)
+        with session(graph) as sess, caplog.at_level(logging.WARNING, logger="sparsekit"):
+            if restored:
+                saver.restore(sess, str(tmp_path / "dense"))
+            result.start(sess)
+    warned = [record.getMessage() for record in caplog.records if record.name == "sparsekit"]
+    assert [text.partition(", have")[0] for text in warned] == ([] if restored else ["2 variables, such as 'w1'"])
+
+
 def test_a_finalized_graph_can_start(kind: str, tmp_path: Path) -> None:
     graph, result, opened = pruned_mlp()
     opened.close()
