@@ -190,7 +190,7 @@ def report(
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),
-    help="With --calibration: a folder that keeps every solved layer. Run the same command again to go on after a stop.",
+    help="With --calibration: a folder that keeps every solved layer. After a stop the same command goes on from there.",
 )
 @click.option(
     "--runner",
@@ -254,10 +254,7 @@ def _how_to_resume(folder: Path | None) -> str:
     from sparsekit.calibration.resuming import FinishedLayers
 
     count = FinishedLayers(folder).count()
-    layers = f"{count} layer{'s' * (count != 1)}"
-    return (
-        f"Stopped; {layers} solved so far {'is' if count == 1 else 'are'} in {folder}. Run the same command to go on."
-    )
+    return f"Stopped; solved layers so far, kept in {folder}: {count}. The same command goes on from there."
 
 
 @main.command()

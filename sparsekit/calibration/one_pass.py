@@ -101,13 +101,12 @@ def shards(batches: int) -> list[range]:
     return [range(start, min(start + BATCHES_PER_SHARD, batches)) for start in range(0, batches, BATCHES_PER_SHARD)]
 
 
-def grouped(layers: Iterable[OnePassLayer], shard_count: int, memory_limit: int) -> list[list[OnePassLayer]]:
+def grouped(layers: Iterable[OnePassLayer], shard_count: int) -> list[list[OnePassLayer]]:
     """The layers that have a pass over the samples together, in their order.
 
     Args:
         layers: the layers.
         shard_count: how many shards there are: a few of their sums are held at once.
-        memory_limit: bytes.
     """
     held = 2 + math.ceil(math.log2(shard_count)) if shard_count > 1 else 1
     groups: list[list[OnePassLayer]] = []
@@ -117,7 +116,7 @@ def grouped(layers: Iterable[OnePassLayer], shard_count: int, memory_limit: int)
         room -= size
         if not groups or room < 0:
             groups.append([])
-            room = memory_limit - size
+            room = MEMORY_LIMIT - size
         groups[-1].append(layer)
     return groups
 
@@ -182,11 +181,7 @@ def prune_in_one_pass(
 
 
 def solver_of_this_process(
-    network: Network,
-    samples: Samples,
-    treatment: Treatment,
-    finished: FinishedLayers | None,
-    memory_limit: int = MEMORY_LIMIT,
+    network: Network, samples: Samples, treatment: Treatment, finished: FinishedLayers | None
 ) -> Solver:
     """Solves one layer after the other.
 
@@ -195,12 +190,11 @@ def solver_of_this_process(
         samples: the model's inputs.
         treatment: of the layers.
         finished: keeps what is solved.
-        memory_limit: bytes for the sums of one pass.
     """
 
     def solve(layers: Sequence[OnePassLayer]) -> Iterator[tuple[OnePassLayer, SolvedLayer]]:
         parts = shards(len(samples))
-        groups = grouped(layers, len(parts), memory_limit)
+        groups = grouped(layers, len(parts))
         passes = [sum(member.cost.forward + member.cost.sums for member in group) for group in groups]
         with estimated("Calibrating", sum(passes) + sum(layer.cost.solution for layer in layers)) as advance:
             for group, work in zip(groups, passes, strict=True):

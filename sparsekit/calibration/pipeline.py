@@ -13,6 +13,7 @@ import re
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -26,7 +27,6 @@ from sparsekit.calibration.layerwise import in_order_of_graph
 from sparsekit.calibration.layout import Layout
 from sparsekit.calibration.network import Network, opened
 from sparsekit.calibration.one_pass import (
-    MEMORY_LIMIT,
     OnePassLayer,
     Sums,
     added,
@@ -175,7 +175,7 @@ class _Work:
 
     def of(self, layers: Sequence[OnePassLayer]) -> _Work:
         """The work for these layers."""
-        groups = grouped(layers, len(self.shards), MEMORY_LIMIT)
+        groups = grouped(layers, len(self.shards))
         return attrs.evolve(
             self,
             groups=tuple(tuple(layer.name for layer in group) for group in groups),
@@ -249,6 +249,7 @@ class _Opened:
         self._work = work
         self._lock = threading.Lock()
         self._running = contextlib.ExitStack()
+        weakref.finalize(self, self._running.close)  # at the latest when the process ends, while TensorFlow is there
         self._network: Network | None = None
 
     @property
