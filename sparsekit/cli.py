@@ -190,7 +190,7 @@ def report(
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),
-    help="With --calibration: a folder that keeps every solved layer. After a stop the same command goes on from there.",
+    help="With --calibration: a folder that keeps solved layers. After a stop the same command goes on from there.",
 )
 @click.option(
     "--runner",

@@ -221,11 +221,16 @@ def _runner(name: str) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Of an error of ours its own sentence, which Beam hands on as the text of a traceback."""
+    """Of an error of ours its own sentence: Beam hands it on as a cause, or as the text of a traceback."""
+    inner: BaseException | None = error
+    ours = ""
+    while inner is not None:
+        ours = str(inner) if isinstance(inner, SparsekitError) else ours
+        inner = inner.__cause__ or inner.__context__
     text = str(error)
-    ours = re.findall(r"sparsekit\.errors\.\w+: (.*?)(?: \[while running.*)?$", text, re.MULTILINE)
+    told = [ours] if ours else re.findall(r"sparsekit\.errors\.\w+: (.*?)(?: \[while running.*)?$", text, re.MULTILINE)
     lines = [line for line in text.splitlines() if line.strip()]
-    return ours[-1] if ours else f"{type(error).__name__}: {lines[-1] if lines else ''}"[:400]
+    return told[-1] if told else f"{type(error).__name__}: {lines[-1] if lines else ''}"[:400]
 
 
 # --- what runs on workers --------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 import sparsekit
-from sparsekit.artefact.model import Model
+from sparsekit.artefact.model import Model, SavedModelFolder
 from sparsekit.calibration.files import checksums, npz_paths
 from sparsekit.calibration.samples import Samples
 from sparsekit.calibration.solving import SolvedLayer
@@ -163,8 +163,8 @@ def model_digest(model: Model) -> str:
     digest = hashlib.sha256()
     for part in _parts(model.graph_def):
         digest.update(part)
-    folder = Path(model.source)
-    if folder.is_dir():
+    if isinstance(model, SavedModelFolder):
+        folder = Path(model.source)
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             digest.update(str(path.relative_to(folder)).encode())
             with path.open("rb") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from calibrated_networks import LAYERS, network, normal, samples, written
+from click.testing import CliRunner
 
 import sparsekit
 from sparsekit.artefact.model import open_model
@@ -16,6 +18,7 @@ from sparsekit.calibration import one_pass
 from sparsekit.calibration.files import npz_paths, read_npz
 from sparsekit.calibration.network import opened
 from sparsekit.calibration.samples import Samples, file_batches, read_batch
+from sparsekit.cli import main
 
 v1 = tf.compat.v1
 ONE_PASS = {"order": "one-pass"}
@@ -146,7 +149,7 @@ def test_batches_that_workers_read_alone_are_those_that_one_process_reads(tmp_pa
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(sparsekit.ConfigError, match="order: 'fast'.*expected sequential or one-pass"):
+    with pytest.raises(sparsekit.ConfigError, match="expected sequential or one-pass"):
         sparsekit.prune("dense.pb", {"order": "fast"}, calibration="samples-0.npz")
     with pytest.raises(sparsekit.ConfigError, match='order: "sequential", but a pipeline'):
         sparsekit.prune(
@@ -155,3 +158,15 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for more in ({"beam": ["--runner=DirectRunner"]}, {"resume": "folder"}):
         with pytest.raises(sparsekit.ConfigError, match="no calibration samples"):
             sparsekit.prune("dense.pb", **more)  # type: ignore[arg-type]
+
+
+def test_without_beam_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    monkeypatch.delitem(sys.modules, "sparsekit.calibration.pipeline", raising=False)
+    command = ["prune", "dense.pb", "-o", "out.pb", "--calibration", "samples-0.npz", "--runner", "DirectRunner"]
+    ended = CliRunner().invoke(main, command)
+    assert ended.exit_code == 2 and "pip install 'sparsekit[beam]'" in ended.stderr
+    ended = CliRunner().invoke(main, [*command[:-2], "samples-1.npz"])
+    assert ended.exit_code == 2 and "unexpected extra arguments: samples-1.npz (quote a pattern" in ended.stderr
