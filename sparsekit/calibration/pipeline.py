@@ -230,7 +230,7 @@ def _reason(error: Exception) -> str:
     text = str(error)
     told = [ours] if ours else re.findall(r"sparsekit\.errors\.\w+: (.*?)(?: \[while running.*)?$", text, re.MULTILINE)
     lines = [line for line in text.splitlines() if line.strip()]
-    return told[-1] if told else f"{type(error).__name__}: {lines[-1] if lines else ''}"[:400]
+    return told[0] if told else f"{type(error).__name__}: {lines[-1] if lines else ''}"[:400]
 
 
 # --- what runs on workers --------------------------------------------------------------------------------
