@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.skipif(
 # The mode is named: left to itself, DirectRunner looks for another runner that is a download.
 IN_MEMORY = ["--runner=DirectRunner", "--direct_running_mode=in_memory"]
 TWO_PROCESSES = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+README = (Path(__file__).parents[2] / "README.md").read_text()
 ONE_PASS = {"order": "one-pass"}
 
 
@@ -42,18 +44,32 @@ def bits(result: sparsekit.PruneResult) -> bytes:
     return result.graph_def.SerializeToString(deterministic=True)
 
 
-@pytest.mark.slow
-def test_two_processes_write_the_bytes_of_one(folder: Path) -> None:
-    command = [sys.executable, "-c", "from sparsekit.cli import main; main()", "prune", "dense.pb"]
-    command += ["--calibration", "samples-*.npz", "-o"]
-    runner = ["--runner", "DirectRunner", "--", *TWO_PROCESSES]
-    ended = subprocess.run([*command, "two.pb", *runner], capture_output=True, text=True, timeout=600, check=False)
+def sparsekit_command(*arguments: str) -> str:
+    """What the command writes to standard error."""
+    command = [sys.executable, "-c", "from sparsekit.cli import main; main()", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.count("Python sdk harness starting.") == 2
+    return ended.stderr
+
+
+@pytest.mark.slow
+def test_the_readme_s_two_processes_write_the_bytes_of_one(folder: Path) -> None:
+    (line,) = [line for line in README.splitlines() if "--runner DirectRunner" in line]
+    program, *arguments = shlex.split(line)
+    assert program == "sparsekit" and arguments[-2:] == TWO_PROCESSES
+    Path("samples").mkdir()
+    for number in range(2):
+        os.rename(f"samples-{number}.npz", f"samples/{number}.npz")
+    os.rename("dense.pb", "model.pb")
+    said = sparsekit_command(*arguments)
+    assert said.count("Python sdk harness starting.") == 2
     Path("one-pass.toml").write_text('order = "one-pass"\n')
-    subprocess.run([*command, "one.pb", "--config", "one-pass.toml"], timeout=600, check=True)
-    assert Path("two.pb").read_bytes() == Path("one.pb").read_bytes()
-    assert sparsekit.verify("two.pb").ok
+    sparsekit_command(
+        *["prune", "model.pb", "-o", "one.pb", "--calibration", "samples/*.npz", "--config", "one-pass.toml"]
+    )
+    assert Path("pruned.pb").read_bytes() == Path("one.pb").read_bytes()
+    assert sparsekit.verify("pruned.pb").ok
+    assert FinishedLayers("shared").count() == len(LAYERS)
 
 
 def test_a_saved_model_too(folder: Path) -> None:
