@@ -18,6 +18,7 @@ from sparsekit.calibration import one_pass
 from sparsekit.calibration.files import npz_paths, read_npz
 from sparsekit.calibration.network import opened
 from sparsekit.calibration.samples import Samples, file_batches, read_batch
+from sparsekit.calibration.treatment import Treatment
 from sparsekit.cli import main
 
 v1 = tf.compat.v1
@@ -66,6 +67,27 @@ def test_the_first_layer_of_few_samples_is_solved_as_one_by_one() -> None:
     graphs = [sparsekit.prune(network(), cfg, calibration=few).graph_def for cfg in (ONE_PASS, {})]
     first = [[n.attr["value"].tensor.tensor_content for n in g.node if n.name == "conv/filter"] for g in graphs]
     assert first[0] == first[1]
+
+
+def test_the_sums_are_over_all_samples_and_the_mean_outputs_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """400 samples: two shards."""
+    x, seen = samples(400), {}
+    solve = Treatment.solve
+
+    def spied(self: Any, layer: Any, use: Any, collected: Any, centered: bool) -> Any:
+        seen[layer.decision.name] = collected.statistics
+        return solve(self, layer, use, collected, centered)
+
+    monkeypatch.setattr(Treatment, "solve", spied)
+    pruned = sparsekit.prune(network(), ONE_PASS, calibration=x).graph_def
+    (data,) = fetched(network(), ["Relu_2"], x)
+    inputs = data.reshape(-1, 8).astype("d")
+    (statistics,) = seen["fc"]
+    np.testing.assert_allclose(statistics.total_gram(), inputs.T @ inputs, rtol=1e-4)
+    assert statistics.samples.tolist() == [208, 192] and len(seen["grouped"]) == 2
+    (before,), (after,) = fetched(network(), ["BiasAdd"], x), fetched(pruned, ["BiasAdd"], x)
+    assert np.abs(after.mean((0, 1, 2)) - before.mean((0, 1, 2))).max() < 1e-4 * np.abs(before).mean()
+    assert np.abs(after - before).mean() > 1e-2 * np.abs(before).mean()
 
 
 def test_both_target_paths_mean_the_same() -> None:
