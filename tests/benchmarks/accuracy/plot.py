@@ -1,0 +1,132 @@
+"""The divergence from the dense network by method, a panel for every network, as an SVG.
+
+Written by hand, so that nothing but text comes out: colours that can be read on white and on black, no background.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from html import escape
+
+from accuracy.networks import Benchmark
+from accuracy.results import Results
+from accuracy.rows import DEFAULT, MAGNITUDE, WITH_SAMPLES, WITHOUT_SAMPLES, Row
+
+ROWS = (
+    Row(WITHOUT_SAMPLES, {"criterion": "random"}),
+    MAGNITUDE,
+    *(
+        Row(WITH_SAMPLES, {"criterion": criterion, "repair": repair})
+        for criterion, repair in (
+            ("magnitude", []),
+            ("wanda", []),
+            ("magnitude", ["scale-shift"]),
+            ("magnitude", ["batch-norm"]),
+            ("magnitude", ["least-squares"]),
+            ("wanda", ["least-squares"]),
+            ("sparsegpt", []),
+            ("sparsegpt", ["least-squares"]),
+        )
+    ),
+    DEFAULT,
+    Row(WITH_SAMPLES, {"target_path": "dense"}),
+    Row(WITH_SAMPLES, {"keep_dense": 0.0}),
+)
+MEASURE = "kl"
+
+TEXT, FAINT = "#7d8590", "#7d859055"
+COLOURS = {WITHOUT_SAMPLES: "#d9694f", WITH_SAMPLES: "#3f8fd2", "default": "#2da160"}
+LABELS, PANEL, GAP, LINE, TOP, BOTTOM = 316, 176, 18, 22, 62, 40
+
+
+def svg(results: Results) -> str:
+    """The picture of everything that was measured."""
+    benchmarks = results.known()
+    rows = [row for row in ROWS if any(results.values(benchmark.name, row, MEASURE) for benchmark in benchmarks)]
+    width = LABELS + len(benchmarks) * (PANEL + GAP)
+    height = TOP + len(rows) * LINE + BOTTOM
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'role="img" font-family="-apple-system, Segoe UI, Helvetica, Arial, sans-serif" font-size="12" fill="{TEXT}">',
+        "<title>Divergence from the dense network by method</title>",
+    ]
+    parts += _legend()
+    for index, row in enumerate(rows):
+        weight = "bold" if row == DEFAULT else "normal"
+        parts.append(
+            f'<text x="{LABELS - 12}" y="{_y(index) + 4}" text-anchor="end" fill="{_colour(row)}" '
+            f'font-weight="{weight}">{escape(_short(row))}</text>'
+        )
+    for index, benchmark in enumerate(benchmarks):
+        parts += _panel(results, benchmark, rows, LABELS + index * (PANEL + GAP))
+    middle = LABELS + (width - LABELS) / 2
+    parts.append(
+        f'<text x="{middle}" y="{height - 6}" text-anchor="middle">'
+        "divergence from the dense network (nats, logarithmic; less is better); bars: least to most over seeds</text>"
+    )
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _legend() -> list[str]:
+    parts, x = [], 12
+    for name, colour in COLOURS.items():
+        text = {"default": "the defaults, with calibration samples"}.get(name, name)
+        parts.append(f'<circle cx="{x}" cy="14" r="4.5" fill="{colour}"/><text x="{x + 10}" y="18">{text}</text>')
+        x += 10 + 7 * len(text) + 20
+    return parts
+
+
+def _panel(results: Results, benchmark: Benchmark, rows: list[Row], left: float) -> list[str]:
+    scores = {index: results.values(benchmark.name, row, MEASURE) for index, row in enumerate(rows)}
+    shown = [value for values in scores.values() for value in values]
+    low, high = math.log10(min(shown)) - 0.12, math.log10(max(shown)) + 0.12
+    bottom = TOP + len(rows) * LINE
+
+    def x(value: float) -> float:
+        return round(left + PANEL * (math.log10(value) - low) / (high - low), 1)
+
+    parts = [
+        f'<text x="{left + PANEL / 2}" y="{TOP - 14}" text-anchor="middle" font-weight="bold" font-size="13">'
+        f"{escape(benchmark.name)}</text>",
+        f'<rect x="{left}" y="{TOP - 4}" width="{PANEL}" height="{bottom - TOP + 4}" fill="none" stroke="{FAINT}"/>',
+    ]
+    for power in range(math.ceil(low), math.floor(high) + 1):
+        at = x(10.0**power)
+        parts.append(f'<line x1="{at}" y1="{TOP - 4}" x2="{at}" y2="{bottom}" stroke="{FAINT}"/>')
+        parts.append(f'<text x="{at}" y="{bottom + 14}" text-anchor="middle" font-size="11">{10.0**power:g}</text>')
+    for index, values in scores.items():
+        y, colour = _y(index), _colour(rows[index])
+        if not values:
+            parts.append(f'<text x="{left + PANEL / 2}" y="{y + 4}" text-anchor="middle" font-size="10">-</text>')
+            continue
+        mean, start = x(statistics.fmean(values)), left + 1
+        parts.append(
+            f'<line x1="{start}" y1="{y}" x2="{mean}" y2="{y}" stroke="{colour}" stroke-width="1" opacity="0.45"/>'
+        )
+        if len(values) > 1:
+            parts.append(
+                f'<line x1="{x(min(values))}" y1="{y}" x2="{x(max(values))}" y2="{y}" stroke="{colour}" '
+                'stroke-width="3" stroke-linecap="round" opacity="0.6"/>'
+            )
+        parts.append(f'<circle cx="{mean}" cy="{y}" r="4.5" fill="{colour}"/>')
+    return parts
+
+
+def _y(index: int) -> float:
+    return TOP + (index + 0.5) * LINE
+
+
+def _colour(row: Row) -> str:
+    return COLOURS["default" if row == DEFAULT else row.group]
+
+
+def _short(row: Row) -> str:
+    """The config in few words, for people who see the picture alone."""
+    if row == DEFAULT:
+        return "defaults (admm)"
+    config = dict(row.config or {})
+    if "criterion" in config or row == MAGNITUDE:
+        repair = " + ".join(config.get("repair", []))
+        return f"{config.get('criterion', 'magnitude')}{f' + {repair}' if repair else ''}"
+    return ", ".join(f"{key} = {value}" for key, value in config.items())
