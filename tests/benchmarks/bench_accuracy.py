@@ -48,21 +48,24 @@ def main() -> None:
     results = Results.read(kept)
     tasks = []
     for benchmark in wanted:
-        results.begin(benchmark.name, _versions())
         seeds = min(arguments.seeds, benchmark.seeds or arguments.seeds)
         tasks += [(benchmark.name, seed) for seed in range(seeds)]
     # The longest come last in the list; first, no process is left alone with one at the end.
-    tasks.reverse()
+    tasks.sort(key=lambda task: task[1])
+    tasks.sort(key=lambda task: task[0] not in ("crepe", "basic-pitch"))
     done: dict[tuple[str, int], Any] = {}
     with multiprocessing.get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool:
         for task, scores in pool.imap_unordered(measure, tasks, chunksize=1):
             done[task] = scores
-    for (name, _), scores in sorted(done.items()):
-        for key, score in scores:
-            results.add(name, key, score)
-    results.write(kept)
-    (arguments.output / "accuracy.md").write_text(markdown(results))
-    (arguments.output / "accuracy.svg").write_text(svg(results))
+            # Written anew each time: what was measured stays when the rest is interrupted.
+            results.begin(task[0], _versions())
+            for name, seed in sorted(done):
+                if name == task[0]:
+                    for key, score in done[name, seed]:
+                        results.add(name, key, score)
+            results.write(kept)
+            (arguments.output / "accuracy.md").write_text(markdown(results))
+            (arguments.output / "accuracy.svg").write_text(svg(results))
 
     print(f"\nWritten: {arguments.output / 'accuracy.md'}, accuracy.svg, accuracy.json\n")
     names = {benchmark.name for benchmark in wanted}

@@ -101,7 +101,9 @@ NETWORKS: dict[str, Callable[[tf.Tensor, bool], tf.Tensor]] = {
 
 
 def _kernel(shape: list[int]) -> tf.Variable:
-    return tf1.get_variable("kernel", shape, initializer=tf1.variance_scaling_initializer(2.0))
+    # Small at first, as PyTorch does it, in which the networks' prototypes were trained.
+    initializer = tf1.variance_scaling_initializer(1 / 3, distribution="uniform")
+    return tf1.get_variable("kernel", shape, initializer=initializer)
 
 
 def _dense(name: str, x: tf.Tensor, width: int) -> tf.Tensor:
