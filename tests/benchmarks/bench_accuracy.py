@@ -8,8 +8,10 @@ and exit status 1 where one of those that were measured is missed.
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import os
+import queue
 import sys
 import time
 from importlib import metadata
@@ -50,22 +52,29 @@ def main() -> None:
     for benchmark in wanted:
         seeds = min(arguments.seeds, benchmark.seeds or arguments.seeds)
         tasks += [(benchmark.name, seed) for seed in range(seeds)]
-    # The longest come last in the list; first, no process is left alone with one at the end.
-    tasks.sort(key=lambda task: task[1])
-    tasks.sort(key=lambda task: task[0] not in ("crepe", "basic-pitch"))
-    done: dict[tuple[str, int], Any] = {}
-    with multiprocessing.get_context("spawn").Pool(arguments.jobs, maxtasksperchild=1) as pool:
-        for task, scores in pool.imap_unordered(measure, tasks, chunksize=1):
-            done[task] = scores
-            # Written anew each time: what was measured stays when the rest is interrupted.
+    # The longest first, or one process would be left alone with one at the end; then seed by seed.
+    tasks.sort(key=lambda task: (task[0] not in ("crepe", "basic-pitch"), task[1]))
+    done: dict[tuple[str, int], list[tuple[str, Any]]] = {}
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, context.Pool(arguments.jobs, maxtasksperchild=1) as pool:
+        said = manager.Queue()
+        run = pool.map_async(functools.partial(measure, said=said), tasks, chunksize=1)
+        while not (run.ready() and said.empty()):
+            try:
+                task, key, score = said.get(timeout=1)
+            except queue.Empty:
+                continue
+            done.setdefault(task, []).append((key, score))
             results.begin(task[0], _versions())
             for name, seed in sorted(done):
                 if name == task[0]:
-                    for key, score in done[name, seed]:
-                        results.add(name, key, score)
+                    for row, scores in done[name, seed]:
+                        results.add(name, row, scores)
+            # Written anew each time: what was measured stays when the rest is interrupted.
             results.write(kept)
             (arguments.output / "accuracy.md").write_text(markdown(results))
             (arguments.output / "accuracy.svg").write_text(svg(results))
+        run.get()  # raises what a process raised
 
     print(f"\nWritten: {arguments.output / 'accuracy.md'}, accuracy.svg, accuracy.json\n")
     names = {benchmark.name for benchmark in wanted}
@@ -75,8 +84,8 @@ def main() -> None:
     sys.exit(any(target.short > 0 and target.network in names for target in found))
 
 
-def measure(task: tuple[str, int]) -> tuple[tuple[str, int], list[tuple[str, dict[str, float] | None]]]:
-    """All rows of one network with one seed; runs in a process of its own, and says what it does."""
+def measure(task: tuple[str, int], said: Any) -> None:
+    """All rows of one network with one seed; runs in a process of its own, and says each row as it has it."""
     import logging
     import warnings
 
@@ -86,15 +95,13 @@ def measure(task: tuple[str, int]) -> tuple[tuple[str, int], list[tuple[str, dic
 
     name, seed = task
     (benchmark,) = (benchmark for benchmark in BENCHMARKS if benchmark.name == name)
-    scores = []
     begun = time.monotonic()
-    for row, score in benchmark.run(seed, benchmark.rows):
-        scores.append((row.key, score))
+    for number, (row, score) in enumerate(benchmark.run(seed, benchmark.rows), 1):
+        said.put((task, row.key, score))
         first = benchmark.measures[0].name
         text = "not available" if score is None else f"{first} {score[first]:.4g}, kl {score['kl']:.4g}"
-        now = f"{len(scores)}/{len(benchmark.rows)}, {time.monotonic() - begun:.0f} s"
+        now = f"{number}/{len(benchmark.rows)}, {time.monotonic() - begun:.0f} s"
         print(f"{name} seed {seed} ({now}): {row.group or 'reference'}, {row.label}: {text}", flush=True)
-    return task, scores
 
 
 def _versions() -> str:

@@ -19,7 +19,6 @@ ROWS = (
     *(
         Row(WITH_SAMPLES, {"criterion": criterion, "repair": repair})
         for criterion, repair in (
-            ("magnitude", []),
             ("wanda", []),
             ("magnitude", ["scale-shift"]),
             ("magnitude", ["batch-norm"]),
@@ -32,71 +31,77 @@ ROWS = (
     DEFAULT,
     Row(WITH_SAMPLES, {"target_path": "dense"}),
     Row(WITH_SAMPLES, {"keep_dense": 0.0}),
+    Row(WITH_SAMPLES, {"min_weights": 1024}),
 )
 MEASURE = "kl"
 
-TEXT, FAINT = "#7d8590", "#7d859055"
+TEXT = "#7d8590"
 COLOURS = {WITHOUT_SAMPLES: "#d9694f", WITH_SAMPLES: "#3f8fd2", "default": "#2da160"}
-LABELS, PANEL, GAP, LINE, TOP, BOTTOM = 316, 176, 18, 22, 62, 40
+LABELS, PANEL, GAP, LINE = 196, 214, 16, 21
+ACROSS = 3
+HEAD, BLOCK_HEAD, BLOCK_FOOT, FOOT = 26, 34, 22, 26
 
 
 def svg(results: Results) -> str:
     """The picture of everything that was measured."""
     benchmarks = results.known()
     rows = [row for row in ROWS if any(results.values(benchmark.name, row, MEASURE) for benchmark in benchmarks)]
-    width = LABELS + len(benchmarks) * (PANEL + GAP)
-    height = TOP + len(rows) * LINE + BOTTOM
+    blocks = [benchmarks[start : start + ACROSS] for start in range(0, len(benchmarks), ACROSS)]
+    block_height = BLOCK_HEAD + len(rows) * LINE + BLOCK_FOOT
+    width, height = LABELS + ACROSS * (PANEL + GAP), HEAD + len(blocks) * block_height + FOOT
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'role="img" font-family="-apple-system, Segoe UI, Helvetica, Arial, sans-serif" font-size="12" fill="{TEXT}">',
         "<title>Divergence from the dense network by method</title>",
+        *_legend(),
     ]
-    parts += _legend()
-    for index, row in enumerate(rows):
-        weight = "bold" if row == DEFAULT else "normal"
-        parts.append(
-            f'<text x="{LABELS - 12}" y="{_y(index) + 4}" text-anchor="end" fill="{_colour(row)}" '
-            f'font-weight="{weight}">{escape(_short(row))}</text>'
-        )
-    for index, benchmark in enumerate(benchmarks):
-        parts += _panel(results, benchmark, rows, LABELS + index * (PANEL + GAP))
-    middle = LABELS + (width - LABELS) / 2
+    for number, block in enumerate(blocks):
+        top = HEAD + number * block_height + BLOCK_HEAD
+        for index, row in enumerate(rows):
+            weight = "bold" if row == DEFAULT else "normal"
+            parts.append(
+                f'<text x="{LABELS - 10}" y="{_y(top, index) + 4}" text-anchor="end" fill="{_colour(row)}" '
+                f'font-weight="{weight}">{escape(_short(row))}</text>'
+            )
+        for index, benchmark in enumerate(block):
+            parts += _panel(results, benchmark, rows, LABELS + index * (PANEL + GAP), top)
     parts.append(
-        f'<text x="{middle}" y="{height - 6}" text-anchor="middle">'
-        "divergence from the dense network (nats, logarithmic; less is better); bars: least to most over seeds</text>"
+        f'<text x="{LABELS + (width - LABELS) / 2}" y="{height - 8}" text-anchor="middle">'
+        "divergence from the dense network in nats, logarithmic, less is better; bars: least to most over seeds</text>"
     )
     return "\n".join([*parts, "</svg>", ""])
 
 
 def _legend() -> list[str]:
-    parts, x = [], 12
+    parts, x = [], LABELS + 5
     for name, colour in COLOURS.items():
         text = {"default": "the defaults, with calibration samples"}.get(name, name)
         parts.append(f'<circle cx="{x}" cy="14" r="4.5" fill="{colour}"/><text x="{x + 10}" y="18">{text}</text>')
-        x += 10 + 7 * len(text) + 20
+        x += 10 + 6.4 * len(text) + 16
     return parts
 
 
-def _panel(results: Results, benchmark: Benchmark, rows: list[Row], left: float) -> list[str]:
+def _panel(results: Results, benchmark: Benchmark, rows: list[Row], left: float, top: float) -> list[str]:
     scores = {index: results.values(benchmark.name, row, MEASURE) for index, row in enumerate(rows)}
     shown = [value for values in scores.values() for value in values]
     low, high = math.log10(min(shown)) - 0.12, math.log10(max(shown)) + 0.12
-    bottom = TOP + len(rows) * LINE
+    bottom = top + len(rows) * LINE
 
     def x(value: float) -> float:
         return round(left + PANEL * (math.log10(value) - low) / (high - low), 1)
 
     parts = [
-        f'<text x="{left + PANEL / 2}" y="{TOP - 14}" text-anchor="middle" font-weight="bold" font-size="13">'
+        f'<text x="{left + PANEL / 2}" y="{top - 8}" text-anchor="middle" font-weight="bold" font-size="13">'
         f"{escape(benchmark.name)}</text>",
-        f'<rect x="{left}" y="{TOP - 4}" width="{PANEL}" height="{bottom - TOP + 4}" fill="none" stroke="{FAINT}"/>',
+        f'<rect x="{left}" y="{top}" width="{PANEL}" height="{bottom - top}" fill="none" '
+        f'stroke="{TEXT}" stroke-opacity="0.35"/>',
     ]
     for power in range(math.ceil(low), math.floor(high) + 1):
         at = x(10.0**power)
-        parts.append(f'<line x1="{at}" y1="{TOP - 4}" x2="{at}" y2="{bottom}" stroke="{FAINT}"/>')
+        parts.append(f'<line x1="{at}" y1="{top}" x2="{at}" y2="{bottom}" stroke="{TEXT}" stroke-opacity="0.35"/>')
         parts.append(f'<text x="{at}" y="{bottom + 14}" text-anchor="middle" font-size="11">{10.0**power:g}</text>')
     for index, values in scores.items():
-        y, colour = _y(index), _colour(rows[index])
+        y, colour = _y(top, index), _colour(rows[index])
         if not values:
             parts.append(f'<text x="{left + PANEL / 2}" y="{y + 4}" text-anchor="middle" font-size="10">-</text>')
             continue
@@ -113,8 +118,8 @@ def _panel(results: Results, benchmark: Benchmark, rows: list[Row], left: float)
     return parts
 
 
-def _y(index: int) -> float:
-    return TOP + (index + 0.5) * LINE
+def _y(top: float, index: int) -> float:
+    return top + (index + 0.5) * LINE
 
 
 def _colour(row: Row) -> str:

@@ -12,7 +12,7 @@ INTRODUCTION = """\
 Written by `make bench-accuracy`. A row is what `sparsekit.prune` was told beside its defaults. *Weights alone* saw no
 samples; *with calibration samples* saw samples like those of the training, chosen before anything was scored, and
 never those that are scored; *retrained* went on from the dense network with static masks, the control with as much
-training and no masks. Nothing was chosen by its score: all rows are shown. {not_available}
+training and no masks. Nothing was chosen by its score: all rows are shown.{not_available}
 
 - Mean ± standard deviation over seeds; a seed is another split, network, calibration and test set (digits), or another
   draw of sounds for calibration and test (basic-pitch, crepe). Where there is no ±, there was one.
@@ -30,8 +30,8 @@ training and no masks. Nothing was chosen by its score: all rows are shown. {not
 def markdown(results: Results) -> str:
     """Everything that was measured."""
     absent = any(not scores for rows in results.scores.values() for scores in rows.values())
-    remark = f'"{NOT_AVAILABLE.capitalize()}": this version refuses the config.' if absent else ""
-    parts = [INTRODUCTION.format(not_available=remark).replace(" \n", "\n"), "## Targets\n"]
+    remark = f'\n"{NOT_AVAILABLE.capitalize()}" is a row whose config this version refuses.' if absent else ""
+    parts = [INTRODUCTION.format(not_available=remark), "## Targets\n"]
     parts.append("".join(f"- {target}\n" for target in targets(results)))
     return "\n".join([*parts, *(_table(results, benchmark) for benchmark in results.known())])
 
