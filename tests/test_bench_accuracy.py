@@ -72,6 +72,14 @@ def test_the_plot_is_xml_with_a_point_for_every_row_that_was_measured():
     assert points == len(ROWS) - 1
 
 
+def test_table_and_plot_can_be_written_when_only_the_dense_network_was_measured():
+    results = Results()
+    results.begin("crepe", "versions")
+    results.add("crepe", DENSE.key, {"accuracy": 96.0, "kl": 0.0})
+    assert "| dense | 96.00 | - | 0.0000 | - | - |" in markdown(results).splitlines()
+    ElementTree.fromstring(svg(results))
+
+
 def test_results_come_back_from_their_file(tmp_path):
     results = results_of(94.5)
     results.write(tmp_path / "accuracy.json")

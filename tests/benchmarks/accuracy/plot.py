@@ -44,8 +44,8 @@ HEAD, BLOCK_HEAD, BLOCK_FOOT, FOOT = 26, 34, 22, 26
 
 def svg(results: Results) -> str:
     """The picture of everything that was measured."""
-    benchmarks = results.known()
-    rows = [row for row in ROWS if any(results.values(benchmark.name, row, MEASURE) for benchmark in benchmarks)]
+    benchmarks = [benchmark for benchmark in results.known() if any(_values(results, benchmark, row) for row in ROWS)]
+    rows = [row for row in ROWS if any(_values(results, benchmark, row) for benchmark in benchmarks)]
     blocks = [benchmarks[start : start + ACROSS] for start in range(0, len(benchmarks), ACROSS)]
     block_height = BLOCK_HEAD + len(rows) * LINE + BLOCK_FOOT
     width, height = LABELS + ACROSS * (PANEL + GAP), HEAD + len(blocks) * block_height + FOOT
@@ -82,7 +82,7 @@ def _legend() -> list[str]:
 
 
 def _panel(results: Results, benchmark: Benchmark, rows: list[Row], left: float, top: float) -> list[str]:
-    scores = {index: results.values(benchmark.name, row, MEASURE) for index, row in enumerate(rows)}
+    scores = {index: _values(results, benchmark, row) for index, row in enumerate(rows)}
     shown = [value for values in scores.values() for value in values]
     low, high = math.log10(min(shown)) - 0.12, math.log10(max(shown)) + 0.12
     bottom = top + len(rows) * LINE
@@ -116,6 +116,11 @@ def _panel(results: Results, benchmark: Benchmark, rows: list[Row], left: float,
             )
         parts.append(f'<circle cx="{mean}" cy="{y}" r="4.5" fill="{colour}"/>')
     return parts
+
+
+def _values(results: Results, benchmark: Benchmark, row: Row) -> list[float]:
+    # A logarithm has no place for a network that differs in nothing.
+    return [max(value, 1e-9) for value in results.values(benchmark.name, row, MEASURE)]
 
 
 def _y(top: float, index: int) -> float:
