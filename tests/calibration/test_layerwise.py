@@ -268,6 +268,10 @@ FOLLOWED_BY = {
     "noise and a bias": (False, lambda y: y * tf.random.uniform([8]) + constant(8)),
     "a result that is larger": (False, lambda y: y[..., None] + constant(3)),
     "nothing": (False, lambda y: tf.nn.relu(y)),
+    "a bias in another layout": (True, lambda y: tf.reshape(y, [-1, 8]) + constant(8)),
+    "a scale, and a bias in another layout": (True, lambda y: tf.reshape(y * constant(8), [-1, 8]) + constant(8)),
+    "a bias for every group of channels": (False, lambda y: tf.reshape(y, [-1, 4]) + constant(4)),
+    "a bias after channels and positions change places": (False, lambda y: tf.transpose(y, [0, 2, 1]) + constant(8)),
 }
 
 
@@ -280,6 +284,27 @@ def test_a_bias_is_one_number_for_every_output_channel(name: str) -> None:
     result = sparsekit.prune(graph.as_graph_def(), calibration=samples()[:, :, 0].repeat(2, 1)[:, :8])
     assert [account.shifted for account in result.accounts] == [shifted]
     assert sparsekit.verify(result.graph_def).ok
+
+
+@pytest.mark.parametrize("data_format", ["NWC", "NCW"])
+def test_the_mean_output_stays_where_a_layer_of_fewer_dimensions_is_computed_as_one_of_more(data_format: str) -> None:
+    """A Conv1D is a Conv2D between an ExpandDims and a Squeeze; only then comes the bias."""
+    x = samples(200)[:, 0]
+    with tf.Graph().as_default() as graph:
+        fed = v1.placeholder(tf.float32, [None, 6, 8], name="x")
+        h = tf.expand_dims(fed, 1)
+        if data_format == "NCW":
+            h = tf.transpose(h, [0, 3, 1, 2])
+        kernel = normal(1, 3, 8, 5)
+        h = tf.nn.conv2d(h, kernel, 1, "SAME", "NHWC" if data_format == "NWC" else "NCHW", name="conv")
+        h = tf.squeeze(h, [1 if data_format == "NWC" else 2])
+        tf.nn.bias_add(h, normal(5), data_format=data_format, name="biased")
+    dense = graph.as_graph_def()
+    result = sparsekit.prune(dense, calibration=x)
+    assert [account.shifted for account in result.accounts] == [True]
+    axes = (0, 1) if data_format == "NWC" else (0, 2)
+    before, after = (fetched(model, ["biased"], x)[0].mean(axes) for model in (dense, result.graph_def))
+    np.testing.assert_allclose(after, before, atol=1e-4)
 
 
 @pytest.mark.parametrize(
