@@ -1,4 +1,4 @@
-"""The flow in four verbs: plan, prune, strip, verify; and save, and diff."""
+"""The flow in four verbs: plan, prune, strip, verify; and report, sensitivity, save, and diff."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from sparsekit.deployed_plan import plan_deployed
 from sparsekit.difference import Difference, compare
 from sparsekit.errors import GraphError, ModelError, SaveError
 from sparsekit.graph.forward import forward_nodes, output_names
+from sparsekit.layer_sensitivity import Sensitivity
 from sparsekit.live import plan_live, prune_live
 from sparsekit.one_shot import prune_model
 from sparsekit.planning import Plan, Planning, make_plan
@@ -35,7 +36,7 @@ from sparsekit.writing import write_whole
 Path: TypeAlias = str | os.PathLike[str]
 Config: TypeAlias = PruneConfig | Mapping[str, Any] | Path | None
 
-__all__ = ["diff", "plan", "prune", "report", "save", "strip", "verify"]
+__all__ = ["diff", "plan", "prune", "report", "save", "sensitivity", "strip", "verify"]
 
 
 def plan(model: Any, cfg: Config = None, *, outputs: Any = None, target: str | None = None) -> Plan:
@@ -100,6 +101,36 @@ def report(
             planning, opened = _decide(model, settings, outputs)
             made, facts = planning.plan, gather(planning, opened, default_registry())
         return Report(source_of(model), made, facts, tuple(estimates))
+
+
+def sensitivity(model: Any, cfg: Config = None, *, calibration: Any, outputs: Any = None) -> Sensitivity:
+    """Prune each layer of a model at rest alone, by magnitude, and measure what that changes. Nothing is edited.
+
+    Args:
+        model: a GraphDef, the path of a frozen .pb or .pbtxt, or the folder of a SavedModel.
+        cfg: which layers, and with which pattern, as for :func:`plan`. Criteria do not count, nor does ``keep_dense``.
+        calibration: samples of the model's inputs, as for :func:`prune`. Some dozens of them are used, always the same.
+        outputs: the operations whose results are used and compared. None: those of the model. Of results that are not
+            floats none is compared.
+
+    Returns:
+        Every layer with the errors at its own outputs and at those of the model, the worst first. It prints as a table;
+        its ``to_config`` leaves the worst layers dense.
+
+    Raises:
+        ConfigError, GraphError, MissingFileError, ModelError: as for :func:`plan`; also a live graph, and weights that
+            are not finite.
+        CalibrationError: the samples do not fit the model.
+    """
+    from sparsekit.calibration.sensitivity import sensitivity_of
+
+    with _naming(model):
+        settings = _Settings.of(cfg, None)
+        planning, opened = _decide(model, settings, outputs)
+        if opened is None:
+            raise GraphError("a live graph", where="sensitivity", expected="a model at rest", hint="Freeze it first.")
+        registry, names = default_registry(), output_names(outputs)
+        return sensitivity_of(opened, planning.layers, calibration, settings.config, registry, names)
 
 
 def prune(
@@ -168,9 +199,10 @@ def prune(
         else:
             from sparsekit.calibration.layerwise import prune_calibrated
 
-            pruned, accounts = prune_calibrated(
-                opened, planning.layers, calibration, settings.config, registry, output_names(outputs)
+            calibrated = prune_calibrated(
+                opened, planning, calibration, settings.config, registry, output_names(outputs)
             )
+            pruned, planning, accounts = calibrated.model, calibrated.planning, calibrated.accounts
     if record is not None:
         write_whole(record, Record.of(planning.plan).to_text().encode())
     return PruneResult(planning.plan, model=pruned, accounts=accounts)

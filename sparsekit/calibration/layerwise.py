@@ -14,6 +14,7 @@ import numpy.typing as npt
 from sparsekit.artefact.model import Change, Model
 from sparsekit.calibration.collecting import Use, collect
 from sparsekit.calibration.inlining import inlined
+from sparsekit.calibration.keeping import with_layers_kept
 from sparsekit.calibration.network import Network, opened
 from sparsekit.calibration.samples import Samples
 from sparsekit.calibration.shifting import output_bias
@@ -24,7 +25,7 @@ from sparsekit.graph.order import in_order, last_turns
 from sparsekit.graph.trace import Tracer
 from sparsekit.handler import OpHandler, WeightSite
 from sparsekit.one_shot import check_weights, pruned_weight
-from sparsekit.planning import PlannedLayer
+from sparsekit.planning import PlannedLayer, Planning
 from sparsekit.plugins import Registry
 from sparsekit.progress import track
 from sparsekit.result import LayerAccount
@@ -33,42 +34,55 @@ Array: TypeAlias = npt.NDArray[Any]
 _WITHOUT_INPUTS = "magnitude"
 
 
+@attrs.frozen(eq=False)
+class Calibrated:
+    """What `prune_calibrated` did.
+
+    Attributes:
+        model: the pruned model.
+        planning: the layers that were pruned, and why others were left dense.
+        accounts: of every pruned layer, in the order in which they were treated.
+        changes: what became of stored values.
+    """
+
+    model: Model
+    planning: Planning
+    accounts: tuple[LayerAccount, ...]
+    changes: tuple[Change, ...]
+
+
 def prune_calibrated(
     model: Model,
-    layers: Sequence[PlannedLayer],
+    planning: Planning,
     samples: Any,
     config: PruneConfig,
     registry: Registry,
     outputs: Sequence[str] | None = None,
-) -> tuple[Model, tuple[LayerAccount, ...]]:
+) -> Calibrated:
     """A model with masks and weights chosen on sample inputs; the given one is not modified.
 
     Args:
         model: the model.
-        layers: those to be pruned.
+        planning: the layers to be pruned.
         samples: inputs of the model, see `Samples`.
-        config: effort, repairs, whose outputs are matched.
+        config: effort, repairs, whose outputs are matched, what may stay dense.
         registry: the plugins.
         outputs: the operations whose results are used; None: those of the model.
-
-    Returns:
-        The pruned model, and an account of every layer, in the order in which they were treated.
 
     Raises:
         ModelError: a weight cannot be read or is not finite, or TensorFlow cannot run the model on the samples.
         CalibrationError: the samples do not fit the model.
     """
-    check_weights(model, layers)
-    changes: list[Change] = []
+    check_weights(model, planning.layers)
     accounts = []
-    with opened(model) as network, contextlib.closing(Samples(samples, network.inputs)) as batches:
+    with opened(model, outputs) as network, contextlib.closing(Samples(samples, network.inputs)) as batches:
+        planning = with_layers_kept(planning, model, network, batches, config.keep_dense or 0, registry)
         run = _Run(model, network, batches, config, registry)
-        for layer in track(_in_order(model, layers), "Calibrating"):
+        for layer in track(_in_order(model, planning.layers), "Calibrating"):
             begun = time.process_time()
             account = run.treat(layer)
             accounts.append(attrs.evolve(account, seconds=time.process_time() - begun))
-        changes = run.changes
-    return model.changed(changes), tuple(accounts)
+    return Calibrated(model.changed(run.changes), planning, tuple(accounts), tuple(run.changes))
 
 
 def _in_order(model: Model, layers: Iterable[PlannedLayer]) -> list[PlannedLayer]:

@@ -1,4 +1,4 @@
-"""Gathers the facts: reads every weight once, one in memory at a time, and asks handlers for the work of their ops."""
+"""Gathers the facts: reads every weight once, one in memory at a time."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ import numpy.typing as npt
 
 from sparsekit.artefact.deployed import DeployedLayer
 from sparsekit.artefact.model import Model
-from sparsekit.graph.forward import OneRun
-from sparsekit.graph.node import Edge
-from sparsekit.graph.shapes import Shape, Shapes
 from sparsekit.handler import WeightSite
+from sparsekit.multiply_adds import MultiplyAdds
 from sparsekit.one_shot import pruned_weight
 from sparsekit.pattern import Pattern, check
 from sparsekit.planning import LayerDecision, Plan, PlannedLayer, Planning
@@ -40,7 +38,7 @@ def gather(planning: Planning, model: Model | None, registry: Registry) -> tuple
     Raises:
         ModelError: a stored weight is damaged.
     """
-    work = _Work(registry, model)
+    work = MultiplyAdds(registry, model)
     pruned = {layer.decision: layer for layer in planning.layers}
     decisions = track(planning.plan.decisions, "Reading weights")
     return tuple(
@@ -61,7 +59,7 @@ def _facts(
     layer: PlannedLayer | None,
     model: Model | None,
     registry: Registry,
-    work: _Work,
+    work: MultiplyAdds,
 ) -> LayerFacts:
     if not sites:
         return LayerFacts(decision, note=decision.message)
@@ -119,48 +117,3 @@ def _corner(weight: Array, axis: int) -> tuple[str, ...]:
     first = along[(0,) * max(0, along.ndim - 2)]
     corner = np.atleast_2d(first)[:_CORNER_ROWS, :_CORNER_COLUMNS]
     return tuple("".join("#" if value else "." for value in row) for row in corner != 0)
-
-
-# --- the work of an op -----------------------------------------------------------------------------------
-
-
-class _Work:
-    """Multiply-adds of layers, for one run of the model.
-
-    Args:
-        registry: the plugins.
-        model: the model; None for a live graph.
-    """
-
-    def __init__(self, registry: Registry, model: Model | None) -> None:
-        self._registry = registry
-        self._shapes = Shapes()
-        # Several signatures often compute the same; a run asks for one.
-        self._one_run = OneRun(model.view, model.main_outputs) if model else None
-
-    def of_layer(self, sites: Iterable[WeightSite]) -> int | None:
-        """Those of all ops that use a weight, None where a shape is not known."""
-        works = [self._of_op(site) for site in self._run(list(sites))]
-        known = [work for work in works if work is not None]
-        return sum(known) if len(known) == len(works) else None
-
-    def _run(self, sites: list[WeightSite]) -> list[WeightSite]:
-        return [site for site in sites if self._one_run is None or self._one_run.computes(site.node)]
-
-    def _of_op(self, site: WeightSite) -> int | None:
-        handler = self._registry.handler(site.node.op)
-        assert handler is not None
-        inputs = [_known(self._shapes.of(edge)) for edge in site.node.inputs]
-        inputs[site.input] = site.source.shape_at_op
-        output = _known(self._shapes.of(Edge(site.node, 0)))
-        if output is None:
-            return None
-        try:
-            return handler.multiply_adds(site.node, inputs, output)
-        except (TypeError, ValueError, LookupError):  # an input whose shape it asks for is not known
-            return None
-
-
-def _known(shape: Shape) -> tuple[int, ...] | None:
-    """A shape all of which is known, else None."""
-    return None if shape is None or None in shape else tuple(length or 0 for length in shape)
