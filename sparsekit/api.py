@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from sparsekit.reading import source_of
 from sparsekit.record import Record, read_record
 from sparsekit.reporting.facts import Estimate, Report
 from sparsekit.reporting.gather import gather, gather_deployed
-from sparsekit.result import LayerAccount, PruneResult
+from sparsekit.result import PruneResult
 from sparsekit.stripping import strip_masks
 from sparsekit.target import ChosenTarget, TargetProfile, choose_target, warn_or_refuse
 from sparsekit.verification import Verification, verify_deployed, verify_model
@@ -76,21 +77,27 @@ def report(
     outputs: Any = None,
     target: str | None = None,
     estimates: Iterable[Estimate] = (),
+    sensitivity: Sensitivity | None = None,
 ) -> Report:
     """The plan together with what it means: per layer and in total, weights, density, groups, multiply-adds.
 
     Args:
-        model: as for :func:`plan`. Of a live graph, whose weights are in no one place, only the shapes are told.
+        model: as for :func:`plan`. Of a live graph, whose weights are in no one place, only the shapes are told. Or what
+            :func:`prune` made of a model at rest, with the accounts of its calibration; ``cfg``, ``outputs`` and
+            ``target`` were said there.
         cfg, outputs, target: as for :func:`plan`.
         estimates: what tools or devices say of the model; shown as theirs.
+        sensitivity: what :func:`sensitivity` measured; shown layer by layer.
 
     Returns:
         The report; it prints as text, and its ``save`` writes a page.
 
     Raises:
         ConfigError, GraphError, MissingFileError, ModelError, TargetError: as for :func:`plan`; also weights that
-            cannot be read.
+            cannot be read, and what was made of a live graph.
     """
+    if isinstance(model, PruneResult):
+        return attrs.evolve(model.report(), estimates=tuple(estimates), sensitivity=sensitivity)
     with _naming(model):
         settings = _Settings.of(cfg, target)
         deployed = read_deployed(model)
@@ -100,7 +107,7 @@ def report(
         else:
             planning, opened = _decide(model, settings, outputs)
             made, facts = planning.plan, gather(planning, opened, default_registry())
-        return Report(source_of(model), made, facts, tuple(estimates))
+        return Report(source_of(model), made, facts, tuple(estimates), sensitivity=sensitivity)
 
 
 def sensitivity(model: Any, cfg: Config = None, *, calibration: Any, outputs: Any = None) -> Sensitivity:
@@ -192,20 +199,26 @@ def prune(
                 found = "calibration samples for a live graph"
                 raise GraphError(found, expected="a model at rest", hint="Freeze it, prune that, then retrain.")
             return prune_live(model, planning, registry, record)
-        accounts: tuple[LayerAccount, ...] = ()
         if calibration is None:
             with collection_paused():
                 pruned = prune_model(opened, planning.layers, registry)
+            again = functools.partial(report, model, cfg, outputs=outputs, target=target)
+            result = PruneResult(planning.plan, model=pruned, reporting=again)
         else:
             from sparsekit.calibration.layerwise import prune_calibrated
 
             calibrated = prune_calibrated(
                 opened, planning, calibration, settings.config, registry, output_names(outputs)
             )
-            pruned, planning, accounts = calibrated.model, calibrated.planning, calibrated.accounts
+            made = calibrated.planning
+            facts = gather(made, opened, registry, calibrated.changes)
+            accounted = Report(source_of(model), made.plan, facts, accounts=calibrated.accounts)
+            result = PruneResult(
+                made.plan, model=calibrated.model, accounts=calibrated.accounts, reporting=lambda: accounted
+            )
     if record is not None:
-        write_whole(record, Record.of(planning.plan).to_text().encode())
-    return PruneResult(planning.plan, model=pruned, accounts=accounts)
+        write_whole(record, Record.of(result.plan).to_text().encode())
+    return result
 
 
 @attrs.frozen

@@ -24,7 +24,7 @@ from sparsekit.graph.node import FunctionView, Node
 from sparsekit.graph.order import in_order, last_turns
 from sparsekit.graph.trace import Tracer
 from sparsekit.handler import OpHandler, WeightSite
-from sparsekit.one_shot import check_weights, pruned_weight
+from sparsekit.one_shot import check_weights, pruned_weight, retained
 from sparsekit.planning import PlannedLayer, Planning
 from sparsekit.plugins import Registry
 from sparsekit.progress import track
@@ -144,9 +144,11 @@ class _Run:
     def _by_weights(self, layer: PlannedLayer, account: LayerAccount) -> LayerAccount:
         decision = attrs.evolve(layer.decision, criterion=account.criterion)
         change = functools.partial(pruned_weight, layer=attrs.evolve(layer, decision=decision), registry=self._registry)
-        self._network.set((site.source.tensor for site in layer.sites), change(self._weight(layer)))
+        weight = self._weight(layer)
+        pruned = change(weight)
+        self._network.set((site.source.tensor for site in layer.sites), pruned)
         self.changes.append((layer.source.read, change))
-        return account
+        return attrs.evolve(account, retained=retained(weight, pruned))
 
     def _weight(self, layer: PlannedLayer) -> Array:
         return next(self._model.values(layer.source.read))[1]
@@ -178,4 +180,4 @@ class _Run:
             read, move = bias.moved(solved.shift)
             self._network.set(bias.edges, move(next(self._model.values(read))[1]))
             self.changes.append((read, move))
-        return solved.account
+        return attrs.evolve(solved.account, retained=retained(weight, pruned))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import attrs
@@ -11,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sparsekit.artefact.deployed import DeployedLayer
-from sparsekit.artefact.model import Model
+from sparsekit.artefact.model import Change, Model
 from sparsekit.handler import WeightSite
 from sparsekit.multiply_adds import MultiplyAdds
-from sparsekit.one_shot import pruned_weight
+from sparsekit.one_shot import pruned_weight, retained
 from sparsekit.pattern import Pattern, check
 from sparsekit.planning import LayerDecision, Plan, PlannedLayer, Planning
 from sparsekit.plugins import Registry
@@ -27,22 +28,26 @@ _CORNER_ROWS = 16
 _CORNER_COLUMNS = 32
 
 
-def gather(planning: Planning, model: Model | None, registry: Registry) -> tuple[LayerFacts, ...]:
+def gather(
+    planning: Planning, model: Model | None, registry: Registry, changes: Iterable[Change] | None = None
+) -> tuple[LayerFacts, ...]:
     """The facts about every layer of a plan.
 
     Args:
         planning: the plan with what it was made from.
         model: where the weights are stored; None for a live graph, whose weights are in no one place.
         registry: the plugins.
+        changes: what becomes of stored weights; None: what the layers' criteria say of the weights alone.
 
     Raises:
         ModelError: a stored weight is damaged.
     """
     work = MultiplyAdds(registry, model)
-    pruned = {layer.decision: layer for layer in planning.layers}
+    change = _by_weights(registry) if changes is None else _by_read(changes)
+    pruned = {layer.decision: functools.partial(change, layer) for layer in planning.layers}
     decisions = track(planning.plan.decisions, "Reading weights")
     return tuple(
-        _facts(decision, planning.sites.get(decision, ()), pruned.get(decision), model, registry, work)
+        _facts(decision, planning.sites.get(decision, ()), pruned.get(decision), model, work)
         for decision in decisions
     )
 
@@ -53,12 +58,20 @@ def gather_deployed(plan: Plan, layers: Iterable[DeployedLayer]) -> tuple[LayerF
     return tuple(_deployed_facts(decision, layer) for decision, layer in track(pairs, "Reading weights"))
 
 
+def _by_weights(registry: Registry) -> Callable[[PlannedLayer, Array], Array]:
+    return lambda layer, weight: pruned_weight(weight, layer, registry)
+
+
+def _by_read(changes: Iterable[Change]) -> Callable[[PlannedLayer, Array], Array]:
+    known = {id(read): change for read, change in changes}  # a Read is equal to itself alone
+    return lambda layer, weight: known[id(layer.source.read)](weight.copy())
+
+
 def _facts(
     decision: LayerDecision,
     sites: Sequence[WeightSite],
-    layer: PlannedLayer | None,
+    pruned: Callable[[Array], Array] | None,
     model: Model | None,
-    registry: Registry,
     work: MultiplyAdds,
 ) -> LayerFacts:
     if not sites:
@@ -70,7 +83,7 @@ def _facts(
     if obstacle:
         return attrs.evolve(facts, note=obstacle)
     _, weight = next(model.values(sites[0].source.read))
-    return _with_weight(facts, weight, pruned_weight(weight, layer, registry) if layer else weight)
+    return _with_weight(facts, weight, pruned(weight) if pruned else weight)
 
 
 def _deployed_facts(decision: LayerDecision, layer: DeployedLayer) -> LayerFacts:
@@ -93,7 +106,7 @@ def _with_weight(facts: LayerFacts, weight: Array, planned: Array) -> LayerFacts
         facts,
         stored=stored,
         planned=stored if planned is weight else _groups(planned, decision.axis, pattern),
-        retained=_retained(weight, planned),
+        retained=retained(weight, planned),
         mask=_corner(planned, decision.axis),
     )
 
@@ -101,14 +114,6 @@ def _with_weight(facts: LayerFacts, weight: Array, planned: Array) -> LayerFacts
 def _groups(weight: Array, axis: int, pattern: Pattern) -> GroupFacts:
     found = check(weight, axis, pattern)
     return GroupFacts(found.density, found.histogram, found.violations)
-
-
-def _retained(weight: Array, planned: Array) -> float | None:
-    if planned is weight:
-        return 1.0
-    whole = np.abs(weight).sum(dtype=np.float64)
-    kept = np.abs(planned).sum(dtype=np.float64)
-    return float(kept / whole) if whole > 0 and np.isfinite(whole) else None
 
 
 def _corner(weight: Array, axis: int) -> tuple[str, ...]:
