@@ -82,8 +82,8 @@ def report(
     """The plan together with what it means: per layer and in total, weights, density, groups, multiply-adds.
 
     Args:
-        model: as for :func:`plan`. Of a live graph, whose weights are in no one place, only the shapes are told. Or what
-            :func:`prune` made of a model at rest, with the accounts of its calibration; ``cfg``, ``outputs`` and
+        model: as for :func:`plan`. Of a live graph, whose weights are in no one place, only the shapes are told. Or
+            what :func:`prune` made of a model at rest, with the accounts of its calibration; ``cfg``, ``outputs`` and
             ``target`` were said there.
         cfg, outputs, target: as for :func:`plan`.
         estimates: what tools or devices say of the model; shown as theirs.

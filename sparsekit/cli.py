@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import traceback
@@ -115,6 +116,9 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON doc
 _CONFIG = click.option("--config", type=click.Path(path_type=Path), help="A TOML file, or AMCT's text format.")
 _TARGET = click.option("--target", help="A product, chip or profile name; see `sparsekit targets`.")
 _OUTPUTS = click.option("--outputs", help="Comma-separated operations whose results are used; default: all.")
+_REPORT = click.option(
+    "--report", "page", type=click.Path(path_type=Path), help="Where to write an HTML page about it."
+)
 _RECORD = click.option("--record", type=click.Path(path_type=Path), help="The record of the pruned layers.")
 
 
@@ -185,6 +189,7 @@ def report(
     type=click.Path(path_type=Path),
     help="An .npz with samples of the model's inputs, by name: masks and weights are chosen on them.",
 )
+@_REPORT
 @_JSON
 def prune(
     model: Path,
@@ -194,11 +199,14 @@ def prune(
     outputs: str | None,
     record: Path | None,
     calibration: Path | None,
+    page: Path | None,
     as_json: bool,
 ) -> None:
     """Prune MODEL in one shot: choose masks from its weights and write zeros. MODEL itself stays as it is.
 
-    With --calibration masks and weights are chosen together, so that every layer's outputs on the samples stay.
+    With --calibration masks and weights are chosen together, so that every layer's outputs on the samples stay; layers
+    with few multiply-adds that cost most at the model's outputs stay dense (keep_dense in a config; verify with the
+    record then).
     """
     import sparsekit
     from sparsekit.table import plain, to_json
@@ -206,6 +214,8 @@ def prune(
     result = sparsekit.prune(
         model, config, outputs=_names(outputs), target=target, record=record, calibration=calibration
     )
+    if page is not None:
+        sparsekit.report(result).save(page)  # first: OUT may replace MODEL
     result.save(output)
     if as_json:
         accounts = {"accounts": plain(result.accounts)} if result.accounts else {}
@@ -213,6 +223,71 @@ def prune(
     else:
         click.echo(str(result))
         click.echo(f"Saved as {output}.")
+        if result.kept_dense:
+            click.echo(_how_to_verify(output, record))
+
+
+def _how_to_verify(output: Path, record: Path | None) -> str:
+    command = f"sparsekit verify {shlex.quote(str(output))} --record"
+    if record is None:
+        return f"To verify: {command} FILE, which this command writes with --record FILE."
+    return f"To verify: {command} {shlex.quote(str(record))}"
+
+
+@main.command()
+@_MODEL
+@click.option(
+    "--calibration",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="An .npz with samples of the model's inputs, by name.",
+)
+@_CONFIG
+@_OUTPUTS
+@click.option("--worst", type=click.IntRange(0), help="Into the written config: leave the worst so many layers dense.")
+@click.option(
+    "--above",
+    type=click.FloatRange(0),
+    help="Into the written config: leave all layers dense whose error at the model's outputs is above it (0.01: 1 %).",
+)
+@click.option("--write-config", type=click.Path(path_type=Path), help="Where to write a config, as TOML.")
+@_REPORT
+@_JSON
+def sensitivity(
+    model: Path,
+    calibration: Path,
+    config: Path | None,
+    outputs: str | None,
+    worst: int | None,
+    above: float | None,
+    write_config: Path | None,
+    page: Path | None,
+    as_json: bool,
+) -> None:
+    """Say how much each layer of MODEL decides: prune it alone, by magnitude, and compare the outputs.
+
+    Per layer: the squared change of its own outputs, relative to their square, and that of the model's outputs,
+    relative to what they vary; the worst layer first. With --write-config and --worst or --above the config (of
+    --config, or the default) is written with the worst layers in skip_layers. MODEL is a frozen .pb or .pbtxt, or the folder of a
+    SavedModel.
+    """
+    import sparsekit
+    from sparsekit.table import to_json
+
+    if (write_config is None) != (worst is None and above is None) or (worst is not None and above is not None):
+        raise click.UsageError("--write-config needs one of --worst and --above, and these need it.")
+    found = sparsekit.sensitivity(model, config, calibration=calibration, outputs=_names(outputs))
+    if write_config is not None:
+        found.save_config(write_config, worst=worst, above=above)
+    if page is not None:
+        sparsekit.report(model, config, outputs=_names(outputs), sensitivity=found).save(page)
+    if as_json:
+        click.echo(to_json(found, summary=found.summary()))
+        return
+    click.echo(f"{found.table(_terminal_width())}{found.summary()}")
+    for path in (write_config, page):
+        if path is not None:
+            click.echo(f"Saved as {path}.")
 
 
 @main.command()

@@ -13,7 +13,7 @@ from sparsekit.plugins import Registry
 
 
 class MultiplyAdds:
-    """Multiply-adds of layers, for one run of the model: an open batch counts as one example, a loop's body as one turn.
+    """Multiply-adds of layers, for one run: an open batch counts as one example, a loop's body as one turn.
 
     Args:
         registry: the plugins.

@@ -67,8 +67,8 @@ def pruned_weight(weight: Array, layer: PlannedLayer, registry: Registry, overwr
 
 
 def retained(weight: Array, pruned: Array) -> float | None:
-    """The share of the sum of ``|weight|`` that belongs to weights that ``pruned`` keeps, whatever it made of them; None
-    where the sum is zero or not finite."""
+    """The share of the sum of ``|weight|`` that belongs to the weights that ``pruned`` keeps, whatever it made of them;
+    None where the sum is zero or not finite."""
     if pruned is weight:
         return 1.0
     whole = kept = 0.0

@@ -156,7 +156,9 @@ class PruneResult:
             MissingFileError, ModelError: the model cannot be read any more.
         """
         if self._reporting is None:
-            raise GraphError("a live graph has no pruned weights to report", hint="Report the graph before you prune it.")
+            raise GraphError(
+                "a live graph has no pruned weights to report", hint="Report the graph before you prune it."
+            )
         return self._reporting()
 
     def _next_step(self) -> str:
@@ -168,13 +170,17 @@ class PruneResult:
         if not self.kept_dense:
             return ""
         return (
-            f"keep_dense left {', '.join(self.kept_dense)} dense, of which verifying has to know: by the record of this "
-            f"call, or by a config with skip_layers = {json.dumps(self.kept_dense, ensure_ascii=False)}."
+            f"keep_dense left {', '.join(self.kept_dense)} dense, of which verifying has to know: by the record of "
+            f"this call, or by a config with skip_layers = {json.dumps(self.kept_dense, ensure_ascii=False)}."
         )
 
     def __str__(self) -> str:
         if self.model is not None:
-            parts = [str(self.plan), accounts_table(self.accounts).rstrip() if self.accounts else "", self._kept_dense()]
+            parts = [
+                str(self.plan),
+                accounts_table(self.accounts).rstrip() if self.accounts else "",
+                self._kept_dense(),
+            ]
             return "\n".join(part for part in parts if part)
         return (
             f"{self.plan}\n{len(self.variables)} new variables. Build gradients and sessions after this; a session "

@@ -95,8 +95,8 @@ class Verification:
         if not dense or len(dense) == len(self.layers):
             return ""
         return (
-            f" Without a zero: {', '.join(dense[:5])}. If that is on purpose (keep_dense, skip_layers), verify with the "
-            "record or the config that says so."
+            f" Without a zero: {', '.join(dense[:5])}. If that is on purpose (keep_dense, skip_layers), verify with "
+            "the record or the config that says so."
         )
 
     def __str__(self) -> str:

@@ -66,8 +66,9 @@ def _chosen(
 def _reason(decision: LayerDecision, errors: Errors, cost: float, budget: float) -> str:
     where = "the model's outputs" if errors.at_outputs is not None else "its own outputs"
     return (
-        f"{decision.name}: pruned by magnitude it alone changes {where} by {percent(errors.worst)} of what they vary; it "
-        f"has {percent(cost)} of the multiply-adds that could be pruned, and keep_dense leaves {percent(budget)} dense."
+        f"{decision.name}: pruned by magnitude it alone changes {where} by {percent(errors.worst)} of what they vary; "
+        f"it has {percent(cost)} of the multiply-adds that could be pruned, and keep_dense leaves "
+        f"{percent(budget)} dense."
     )
 
 

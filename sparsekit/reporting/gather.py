@@ -47,8 +47,7 @@ def gather(
     pruned = {layer.decision: functools.partial(change, layer) for layer in planning.layers}
     decisions = track(planning.plan.decisions, "Reading weights")
     return tuple(
-        _facts(decision, planning.sites.get(decision, ()), pruned.get(decision), model, work)
-        for decision in decisions
+        _facts(decision, planning.sites.get(decision, ()), pruned.get(decision), model, work) for decision in decisions
     )
 
 

@@ -33,7 +33,7 @@ def text(report: Report, width: int | None = None) -> str:
 
 
 def report_json(report: Report) -> str:
-    """One JSON document: summary, totals, target, estimates, accounts, sensitivity, and every decision together with its facts."""
+    """One JSON document: summary, totals, target, estimates, accounts, sensitivity, every decision with its facts."""
     decisions = []
     for layer in report.layers:
         facts = {field.name: getattr(layer, field.name) for field in attrs.fields(LayerFacts)[1:]}
