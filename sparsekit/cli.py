@@ -268,8 +268,8 @@ def sensitivity(
 
     Per layer: the squared change of its own outputs, relative to their square, and that of the model's outputs,
     relative to what they vary; the worst layer first. With --write-config and --worst or --above the config (of
-    --config, or the default) is written with the worst layers in skip_layers. MODEL is a frozen .pb or .pbtxt, or the folder of a
-    SavedModel.
+    --config, or the default) is written with the worst layers in skip_layers. MODEL is a frozen .pb or .pbtxt, or the
+    folder of a SavedModel.
     """
     import sparsekit
     from sparsekit.table import to_json

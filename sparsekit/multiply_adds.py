@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from sparsekit.artefact.model import Model
 from sparsekit.graph.forward import OneRun
@@ -18,11 +18,14 @@ class MultiplyAdds:
     Args:
         registry: the plugins.
         model: the model; None for a live graph.
+        shape_of: the shape of what flows along an edge; None: by inference, before the model runs.
     """
 
-    def __init__(self, registry: Registry, model: Model | None) -> None:
+    def __init__(
+        self, registry: Registry, model: Model | None, shape_of: Callable[[Edge], Shape] | None = None
+    ) -> None:
         self._registry = registry
-        self._shapes = Shapes()
+        self._shape_of = shape_of or Shapes().of
         # Several signatures often compute the same; a run asks for one.
         self._one_run = OneRun(model.view, model.main_outputs) if model else None
 
@@ -38,9 +41,9 @@ class MultiplyAdds:
     def _of_op(self, site: WeightSite) -> int | None:
         handler = self._registry.handler(site.node.op)
         assert handler is not None
-        inputs = [_known(self._shapes.of(edge)) for edge in site.node.inputs]
+        inputs = [_known(self._shape_of(edge)) for edge in site.node.inputs]
         inputs[site.input] = site.source.shape_at_op
-        output = _known(self._shapes.of(Edge(site.node, 0)))
+        output = _known(self._shape_of(Edge(site.node, 0)))
         if output is None:
             return None
         try:

@@ -9,7 +9,9 @@ import attrs
 from sparsekit.artefact.model import Model
 from sparsekit.calibration.network import Network
 from sparsekit.calibration.samples import Samples
-from sparsekit.calibration.sensitivity import Errors, measure
+from sparsekit.calibration.sensitivity import Errors, choose, measure
+from sparsekit.graph.node import Edge
+from sparsekit.graph.shapes import Shape
 from sparsekit.layer_sensitivity import percent
 from sparsekit.multiply_adds import MultiplyAdds
 from sparsekit.planning import LayerDecision, PlannedLayer, Planning
@@ -29,24 +31,44 @@ def with_layers_kept(
         model: where the weights are stored.
         network: runs it; nothing was set yet.
         samples: the model's inputs.
-        budget: the share that may stay dense of the multiply-adds of the layers that would be pruned. Layers whose
-            multiply-adds are not known before the model runs are neither kept nor counted.
+        budget: the share that may stay dense of the multiply-adds of the layers that would be pruned. Layers
+            in loops whose shapes are open are neither kept nor counted.
         registry: the plugins.
 
     Raises:
         ModelError: TensorFlow cannot run the model on the samples.
     """
-    work = MultiplyAdds(registry, model)
-    known = {layer: work.of_layer(layer.sites) or 0 for layer in planning.layers}
-    whole = sum(known.values())
+    if not budget:
+        return planning
+    works = _multiply_adds(planning, model, network, samples, registry)
+    whole = sum(works.values())
     # Every layer that fits is weighed, tiny or not, output layer or not: what counts is what the error costs.
-    costs = {layer: cost / whole for layer, cost in known.items() if 0 < cost <= budget * whole}
+    costs = {layer: cost / whole for layer, cost in works.items() if 0 < cost <= budget * whole}
     if not costs:
         return planning
     measured = measure(model, network, samples, list(costs), registry, own=False)
     errors = {layer: measured.layers[layer.decision.name] for layer in costs}
     kept = _chosen(costs, errors, budget)
     return _leaving_dense(planning, {d.decision: _reason(d.decision, errors[d], costs[d], budget) for d in kept})
+
+
+def _multiply_adds(
+    planning: Planning, model: Model, network: Network, samples: Samples, registry: Registry
+) -> dict[PlannedLayer, int]:
+    """Those of every layer for one example; of layers in loops with open shapes none are known, and they count 0."""
+    inferred = MultiplyAdds(registry, model)
+    works = {layer: inferred.of_layer(layer.sites) for layer in planning.layers}
+    if None in works.values():
+        # Shapes are open before the model runs; here it can. All layers then, since several samples may run at once.
+        feeds = next(iter(choose(samples, 1, cut=network.takes_any_number)))
+
+        def shape_of(edge: Edge) -> Shape:
+            seen = network.computes(edge.node) and network.can_fetch(edge.node)
+            return network.run([edge], feeds)[0].shape if seen else None
+
+        measured = MultiplyAdds(registry, model, shape_of)
+        works = {layer: measured.of_layer(layer.sites) for layer in planning.layers}
+    return {layer: work or 0 for layer, work in works.items()}
 
 
 def _chosen(

@@ -141,7 +141,7 @@ def measure(
     probes = [_Probe.of(layer, model, network, registry, own or not network.results) for layer in layers]
     able = [probe for probe in probes if not probe.obstacle]
     together = _Comparison()
-    batches = list(choose(samples, limit, cut=_may_be_cut(network)))
+    batches = list(choose(samples, limit, cut=network.takes_any_number))
     dense: list[Array] = []
     for feeds, probe in track([*itertools.product(batches, [None, *able])], "Measuring sensitivity"):
         if probe is None:  # a new batch
@@ -286,10 +286,6 @@ def choose(samples: Samples, limit: int, *, cut: bool) -> Iterator[Feeds]:
         if place in places:
             step = -(-batch.samples * wanted // limit) if cut else 1
             yield {name: array[:: max(step, 1)] if array.ndim else array for name, array in batch.feeds.items()}
-
-
-def _may_be_cut(network: Network) -> bool:
-    return not any(known.shape and known.shape[0] is not None for known in network.inputs)
 
 
 def _length(feeds: Feeds) -> int:
