@@ -32,7 +32,7 @@ from sparsekit.progress import track
 Array: TypeAlias = npt.NDArray[Any]
 Feeds: TypeAlias = Mapping[str, Array]
 
-SAMPLES = 64
+SAMPLES = 32
 """So many samples are enough to rank layers, see `choose`."""
 
 
@@ -257,7 +257,8 @@ class _Sums:
         dense = before[finite].astype(np.float64)
         # A result whose length follows from its values is lost as a whole where it has another one.
         lost = after[finite].astype(np.float64) - dense if after.shape == before.shape else dense
-        change = float(lost @ lost)
+        with np.errstate(invalid="ignore", over="ignore"):
+            change = float(lost @ lost)
         return cls(dense.size, float(dense.sum()), float(dense @ dense), change if math.isfinite(change) else math.inf)
 
     def __add__(self, other: _Sums) -> _Sums:
