@@ -45,7 +45,7 @@ class LayerAccount:
     """
 
     name: str = attrs.field(metadata=_shown("layer"))
-    criterion: str
+    criterion: str = attrs.field(metadata=_shown("chosen by"))
     error_before: float | None = attrs.field(default=None, metadata=_shown("error by magnitude", ".3%"))
     error_after: float | None = attrs.field(default=None, metadata=_shown("error", ".3%"))
     retained: float | None = attrs.field(default=None, metadata=_shown("retained |w|", ".1%"))

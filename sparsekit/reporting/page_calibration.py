@@ -89,6 +89,7 @@ def calibration(report: Report) -> Markup:
     )
 
 
+_TOLD_ALREADY = ("name", "retained")  # among the layer's own facts
 _FIELDS: Mapping[str, attrs.Attribute[object]] = {field.name: field for field in attrs.fields(LayerAccount)}
 
 
@@ -118,7 +119,7 @@ def account_facts(account: LayerAccount) -> Markup:
     facts = {
         title_of(field): _told(account, key) or told(field, getattr(account, key))
         for key, field in _FIELDS.items()
-        if key != "name" and getattr(account, key) != ""
+        if key not in _TOLD_ALREADY and getattr(account, key) != ""
     }
     return joined(
         element("h3", "Calibration"),
