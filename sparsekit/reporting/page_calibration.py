@@ -12,7 +12,7 @@ from sparsekit.reporting.markup import Markup, element, joined
 from sparsekit.reporting.numerals import UNKNOWN, known, share, short
 from sparsekit.reporting.page_parts import anchor, name, number, table
 from sparsekit.reporting.pictures import bar
-from sparsekit.result import LayerAccount, title_of, told, worse_in_words
+from sparsekit.result import LayerAccount, title_of, told
 
 
 def sensitivity(report: Report) -> Markup:
@@ -76,9 +76,16 @@ def calibration(report: Report) -> Markup:
         )
         for account in report.accounts
     ]
-    worse = worse_in_words(report.accounts)
+    worse = [account.name for account in report.accounts if account.worse]
     return joined(
-        element("p", worse, class_="note") if worse else "",
+        element(
+            "div",
+            element("p", "Worse than magnitude alone; the config key skip_layers leaves these layers dense:"),
+            element("ul", *(element("li", _linked(layer, places)) for layer in worse), class_="uses"),
+            class_="note",
+        )
+        if worse
+        else "",
         table(
             "What is lost of the layers' outputs on the calibration samples, by magnitude alone and as it was written; "
             "all that is known of a layer is in its details below",
