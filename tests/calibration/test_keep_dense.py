@@ -212,3 +212,61 @@ def test_retained_is_the_share_of_the_dense_weights_that_stay() -> None:
         expected = np.abs(before)[after != 0].sum() / np.abs(before).sum()
         assert account.retained == pytest.approx(expected, rel=1e-6)
         assert f"{100 * expected:.1f}%" in str(result)
+
+
+# --- the report of what was pruned -----------------------------------------------------------------------
+
+
+def test_the_report_of_a_result_tells_what_was_written() -> None:
+    result = sparsekit.prune(decisive_net(), calibration=samples())
+    report = sparsekit.report(result)
+    assert report.plan == result.plan and report.accounts == result.accounts
+    written = {n.name: tf.make_ndarray(n.attr["value"].tensor) for n in result.graph_def.node if n.op == "Const"}
+    retained = {account.name: account.retained for account in result.accounts}
+    for layer in report.layers:
+        weight = written[layer.decision.weight]
+        assert layer.stored is not None and layer.planned is not None
+        assert layer.planned.density == pytest.approx(np.count_nonzero(weight) / weight.size)
+        assert layer.retained == (pytest.approx(retained[layer.decision.name]) if layer.decision.pruned else 1.0)
+        assert layer.mask[0][:8] == "".join("#" if value else "." for value in weight[:8, 0])
+    assert "error by magnitude" in str(report)
+
+
+def test_the_report_of_a_saved_model_that_was_pruned_tells_its_new_weights(tmp_path: Path) -> None:
+    class Net(tf.Module):
+        def __init__(self) -> None:
+            self.w = tf.Variable(normal(64, 8))
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 64], name="x")])
+        def __call__(self, x: Any) -> Any:
+            return tf.matmul(x, self.w)
+
+    net = Net()
+    tf.saved_model.save(net, str(tmp_path / "model"), signatures=net.__call__.get_concrete_function())
+    result = sparsekit.prune(tmp_path / "model", calibration=samples())
+    (layer,) = sparsekit.report(result).layers
+    result.save(tmp_path / "out")
+    (stored,) = sparsekit.report(tmp_path / "out").layers
+    assert layer.planned == stored.stored and layer.mask == stored.mask and layer.stored != layer.planned
+
+
+def test_without_calibration_it_is_the_report_of_the_model_that_was_pruned(tmp_path: Path) -> None:
+    sparsekit.save(decisive_net(), tmp_path / "m.pb")
+    result = sparsekit.prune(tmp_path / "m.pb", {"pattern": "1:4"})
+    assert sparsekit.report(result) == sparsekit.report(tmp_path / "m.pb", {"pattern": "1:4"})
+    with tf.Graph().as_default() as graph:
+        tf.matmul(v1.placeholder(tf.float32, [None, 8]), v1.get_variable("w", [8, 4]), name="fc")
+        with pytest.raises(sparsekit.GraphError, match="live graph"):
+            sparsekit.report(sparsekit.prune(graph))
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_the_command_writes_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calibrated: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    sparsekit.save(decisive_net(), "m.pb")
+    np.savez("x.npz", x=samples())
+    arguments = ["prune", "m.pb", "-o", "m.pb", "--report", "page.html"]  # in place of the model itself
+    ended = CliRunner().invoke(main, arguments + ["--calibration", "x.npz"] * calibrated)
+    assert ended.exit_code == 0
+    page = (tmp_path / "page.html").read_text()
+    assert (">Calibration</h2>" in page) == calibrated and ("kept-dense" in page) == calibrated
