@@ -32,7 +32,7 @@ class LayerAccount:
         error_after: the same of the weights that were written.
         damping: the ridge that was used, 0 where none was.
         iterations: of the solver.
-        seconds: of CPU time, the collection of its inputs included.
+        seconds: of CPU time; the collection of its inputs included, if it was not that of other layers too.
         shifted: its mean output was restored in the bias that follows.
         note: what stood in the way of something, "" if nothing did.
     """
