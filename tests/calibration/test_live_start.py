@@ -571,3 +571,22 @@ def test_variables_that_start_from_one_tensor_are_written_apart(kind_of_variable
             read = dict(session_variables.read(sess, [v.op for v in found]))
             assert serialized(graph) == before
     assert {name: bits(value) for name, value in read.items()} == {name: bits(v) for name, v in given.items()}
+
+
+def test_ops_that_wait_for_others_are_not_taken_to_read_and_write() -> None:
+    raw = tf.raw_ops
+    with tf.Graph().as_default(), v1.Session() as sess:
+        handle = raw.VarHandleOp(dtype=tf.float32, shape=[2], shared_name="v", name="v")
+        ones = tf.ones([2])
+        fails = raw.Assert(condition=False, data=["ran what was not asked for"])
+        with tf.control_dependencies([fails]):
+            raw.AssignVariableOp(resource=handle, value=ones)
+            raw.ReadVariableOp(resource=handle, dtype=tf.float32)
+        assert session_variables.value_of(handle.op) is None
+        with pytest.raises(sparsekit.GraphError, match="v: no op assigns"):
+            session_variables.write(sess, [("v", values([2]))])
+        raw.AssignVariableOp(resource=handle, value=ones)
+        raw.ReadVariableOp(resource=handle, dtype=tf.float32)
+        session_variables.write(sess, [("v", values([2]))])
+        ((_, found),) = session_variables.read(sess, [handle.op])
+    assert bits(found) == bits(values([2]))
