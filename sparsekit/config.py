@@ -63,6 +63,7 @@ _share = _must(
     "a share from 0 to 1, such as 0.01",
 )
 _effort = _must(lambda value: value in ("fast", "normal", "high"), "fast, normal or high")
+_order = _must(lambda value: value in (None, "sequential", "one-pass"), "sequential or one-pass")
 _target_path = _must(lambda value: value in ("pruned", "dense"), "pruned or dense")
 _REPAIRS = ("auto", "least-squares")
 _repairs = _must(
@@ -170,11 +171,15 @@ class PruneConfig:
         min_weights: leave weights with fewer elements dense; 0, the default, leaves none.
         effort: with calibration: how long a criterion may search: fast, normal or high.
         repair: with calibration: what is done to the kept weights: ``auto``, or a list of ``least-squares``.
-        keep_dense: with calibration: the share of the multiply-adds of all layers to be pruned that may stay dense,
-            spent where pruning costs most at the model's outputs; 0 leaves none, None, the default, is 0.01. Without
-            calibration nothing tells these layers, and none stays.
+        keep_dense: with calibration of a model at rest: the share of the multiply-adds of all layers to be pruned that
+            may stay dense, spent where pruning costs most at the model's outputs; 0 leaves none, None, the default,
+            is 0.01. Without calibration nothing tells these layers, and none stays; nor does one of a live graph,
+            which is retrained.
         target_path: with calibration: whose outputs a layer is to match: ``pruned``, its own on the inputs that the
             pruned layers before it leave it, or ``dense``, those of the dense network.
+        order: with calibration: ``sequential``, the layers one after the other, each on what the pruned ones before
+            it leave it; or ``one-pass``, all of them on what flows through the dense network. None: sequential, unless
+            the call asks for Apache Beam. In one pass both values of ``target_path`` mean the same.
         skip_outputs: leave the layers dense behind which no other layer comes (needs the model's outputs).
         prune: false prunes only the layers for which an override says ``prune=True``.
         target: the name of the product or chip to prune for; None for any.
@@ -197,6 +202,7 @@ class PruneConfig:
     repair: tuple[str, ...] = attrs.field(default=("auto",), converter=_to_repairs, validator=_repairs)
     keep_dense: float | None = attrs.field(default=None, validator=attrs.validators.optional(_share))
     target_path: Literal["pruned", "dense"] = attrs.field(default="pruned", validator=_target_path)
+    order: Literal["sequential", "one-pass"] | None = attrs.field(default=None, validator=_order)
     prune: bool = attrs.field(default=True, validator=_boolean)
     target: str | None = attrs.field(default=None, validator=attrs.validators.optional(_text))
     skip_layers: tuple[str, ...] = attrs.field(default=(), converter=_to_tuple, validator=_names)
@@ -219,13 +225,24 @@ class PruneConfig:
         with _within(source):
             return _build(cls, mapping, source=source)
 
-    def calibrated(self) -> PruneConfig:
-        """The config for a call with calibration samples: what it leaves open is decided for them."""
-        return attrs.evolve(
-            self,
-            criterion=self.criterion or _WITH_CALIBRATION,
-            keep_dense=_KEPT_WITH_CALIBRATION if self.keep_dense is None else self.keep_dense,
-        )
+    def calibrated(self, in_one_pass: bool = False) -> PruneConfig:
+        """The config for a call with calibration samples: what it leaves open is decided for them.
+
+        Args:
+            in_one_pass: the call asks for what goes in one pass only.
+
+        Raises:
+            ConfigError: that, and the config says otherwise.
+        """
+        if in_one_pass and self.order == "sequential":
+            raise ConfigError(
+                '"sequential", but a pipeline calibrates all layers at once',
+                where=f"{self.source}: order",
+                expected='"one-pass", or nothing',
+            )
+        order = self.order or ("one-pass" if in_one_pass else "sequential")
+        kept = _KEPT_WITH_CALIBRATION if self.keep_dense is None else self.keep_dense
+        return attrs.evolve(self, criterion=self.criterion or _WITH_CALIBRATION, order=order, keep_dense=kept)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as a TOML file, whole or not at all: what ``load_config`` reads back is equal.
