@@ -171,9 +171,10 @@ class PruneConfig:
         min_weights: leave weights with fewer elements dense; 0, the default, leaves none.
         effort: with calibration: how long a criterion may search: fast, normal or high.
         repair: with calibration: what is done to the kept weights: ``auto``, or a list of ``least-squares``.
-        keep_dense: with calibration: the share of the multiply-adds of all layers to be pruned that may stay dense,
-            spent where pruning costs most at the model's outputs; 0 leaves none, None, the default, is 0.01. Without
-            calibration nothing tells these layers, and none stays.
+        keep_dense: with calibration of a model at rest: the share of the multiply-adds of all layers to be pruned that
+            may stay dense, spent where pruning costs most at the model's outputs; 0 leaves none, None, the default,
+            is 0.01. Without calibration nothing tells these layers, and none stays; nor does one of a live graph,
+            which is retrained.
         target_path: with calibration: whose outputs a layer is to match: ``pruned``, its own on the inputs that the
             pruned layers before it leave it, or ``dense``, those of the dense network.
         order: with calibration: ``sequential``, the layers one after the other, each on what the pruned ones before

@@ -37,7 +37,7 @@ class Calibrated:
     Attributes:
         model: the pruned model.
         planning: the layers that were pruned, and why others were left dense.
-        accounts: of every pruned layer, in the order in which they were treated.
+        accounts: of every pruned layer, in the order of the graph.
         changes: what became of stored values.
     """
 
