@@ -109,11 +109,6 @@ def prune_in_a_pipeline(
         finished = FinishedLayers.open(folder, facts)
         batches = file_batches(paths, network.inputs)
         first = read_batch(batches[0], read_npz(batches[0].path), network.inputs)
-        with Samples([first.feeds], network.inputs) as measured:
-            planning = with_layers_kept(planning, model, network, measured, config.keep_dense or 0, registry)
-        layers = planning.layers
-        facts = facts_of_run(model, layers, facts_of_files(paths), config, registry)
-        finished = FinishedLayers.open(folder, facts)
         treatment = Treatment(model, network, first.feeds, config, registry)
         work = _Work(
             os.path.abspath(model.source),

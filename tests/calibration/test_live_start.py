@@ -35,6 +35,7 @@ from sparsekit.calibration import variables as session_variables
 from sparsekit.pattern import keep_mask
 
 v1 = tf.compat.v1
+ALL = {"keep_dense": 0}  # as in a live graph, which is retrained
 SETTINGS = [("ref", "v1"), ("resource", "v1"), ("resource", "v2")]
 
 
@@ -160,7 +161,7 @@ def test_the_start_is_what_the_frozen_graph_gets(
         v1.summary.histogram("weights", by_name(graph)["w"])
         v1.train.ExponentialMovingAverage(0.5).apply(v1.trainable_variables())
         with session(graph) as sess:
-            at_rest = sparsekit.prune(freeze(sess, ["y"]), outputs=["y"], calibration=data)
+            at_rest = sparsekit.prune(freeze(sess, ["y"]), ALL, outputs=["y"], calibration=data)
             result = sparsekit.prune(graph, outputs=["y"], calibration=data, session=sess)
         found = by_name(graph)
         with started(graph, result) as sess:
@@ -185,7 +186,7 @@ def test_a_network_of_every_layout_starts_as_its_frozen_graph(kind: str, outputs
         model = conv_net()
         model.loss()
         with session(graph) as sess:
-            at_rest = sparsekit.prune(freeze(sess, ["y"]), calibration=images(0, 64))
+            at_rest = sparsekit.prune(freeze(sess, ["y"]), ALL, calibration=images(0, 64))
             result = sparsekit.prune(graph, outputs=outputs, calibration=images(0, 64), session=sess)
         with started(graph, result) as sess:
             expected = constants(at_rest.graph_def)
