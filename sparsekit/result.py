@@ -26,12 +26,20 @@ class LayerAccount:
         name: the layer.
         criterion: what chose its weights.
         error_before: of the weights that magnitude alone keeps, on the calibration inputs: the share of the outputs'
-            energy that is lost. None where the layer was not calibrated.
+            energy that is lost. None where the layer was not calibrated, or its criterion is another one that goes by
+            weights alone.
         error_after: the same of the weights that were written.
+        error_mask: the same of the weights that were kept, as they were before they were repaired (with
+            "scale-shift": before that repair).
+        held_back: the errors are of samples that the repairs have not seen: those of each half of the samples after a
+            fit to the other half (of up to 32 columns, with the mask that was written; with ``guard`` of the whole
+            layer with a mask of its own). False: of the samples that were fitted.
         damping: the ridge that was used, 0 where none was.
         iterations: of the solver.
         seconds: of CPU time, the collection of its inputs included.
         shifted: its mean output was restored in the bias that follows.
+        bias_added: that bias was not there before.
+        repairs: what was done to the weights that its criterion kept.
         note: what stood in the way of something, "" if nothing did.
     """
 
@@ -43,6 +51,10 @@ class LayerAccount:
     iterations: int = 0
     seconds: float = 0.0
     shifted: bool = False
+    error_mask: float | None = None
+    held_back: bool = False
+    bias_added: bool = False
+    repairs: tuple[str, ...] = ()
     note: str = ""
 
 

@@ -67,7 +67,7 @@ def collect(
         ModelError: TensorFlow cannot run the model on the samples, or there are none.
     """
     data = [use.data for use in uses]
-    forms = _Forms(network, uses)
+    forms = Forms(network, uses)
     collected: Collected | None = None
     for batch in samples:
         flows = network.run(data, batch.feeds)
@@ -91,7 +91,7 @@ def collect(
     return collected
 
 
-class _Forms:
+class Forms:
     """The matrix forms of ops, made again where the lengths of their data change."""
 
     def __init__(self, network: Network, uses: Sequence[Use]) -> None:

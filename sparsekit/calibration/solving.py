@@ -9,14 +9,20 @@ import numpy as np
 import numpy.typing as npt
 
 from sparsekit.calibration.collecting import Collected
-from sparsekit.calibration.repairs import repaired
+from sparsekit.calibration.holding_out import HeldBack, halves, refitted_anew, solved_anew
+from sparsekit.calibration.repairs import fits, repaired
 from sparsekit.config import PruneConfig
 from sparsekit.criterion import Criterion
 from sparsekit.pattern import Pattern
-from sparsekit.reconstruction import LayerProblem, Solution, mean_shift
+from sparsekit.reconstruction import LayerProblem, Solution, assess, mean_shift
+from sparsekit.reconstruction.damping import Scorer
 from sparsekit.result import LayerAccount
 
 Array: TypeAlias = npt.NDArray[Any]
+
+FEWEST_ROWS = 4
+"""From fewer rows of inputs a fit can be worse than none."""
+_FEW_SAMPLES = 16  # With fewer, what a criterion finds is compared with magnitude on samples that it has not seen.
 
 
 @attrs.frozen(eq=False)
@@ -55,7 +61,7 @@ def solve_layer(
         account: of the layer, to be filled in.
         centered: a shift of the mean outputs can be stored.
     """
-    solved = [
+    blocks = [
         _solve_block(
             LayerProblem(
                 weight=matrix,
@@ -71,17 +77,20 @@ def solve_layer(
         )
         for matrix, statistics in zip(collected.layout.matrices(seen), collected.statistics, strict=True)
     ]
-    solutions = [solution for solution, _ in solved]
-    # A mean shift after a mask alone does harm.
-    shifted = centered and all(solution.damping for solution in solutions)
+    solutions = [block.solution for block in blocks]
+    # A mean shift after a mask alone does harm; and there is one in scale-shift.
+    shifted = centered and all(solution.damping for solution in solutions) and "scale-shift" not in config.repair
     sizes = [solution.weight.size for solution in solutions]
+    before, mask, after = np.average([block.errors for block in blocks], axis=0, weights=sizes).tolist()
     return SolvedLayer(
         weight=collected.layout.weight([solution.weight for solution in solutions]),
-        shift=np.stack([shift for _, shift in solved]) if shifted else None,
+        shift=np.stack([block.shift for block in blocks]) if shifted else None,
         account=attrs.evolve(
             account,
-            error_before=float(np.average([solution.error_before for solution in solutions], weights=sizes)),
-            error_after=float(np.average([solution.error_after for solution in solutions], weights=sizes)),
+            error_before=before,
+            error_mask=mask,
+            error_after=after,
+            held_back=all(block.held_back for block in blocks),
             damping=max(solution.damping for solution in solutions),
             iterations=max(solution.iterations for solution in solutions),
             shifted=shifted,
@@ -90,7 +99,63 @@ def solve_layer(
     )
 
 
-def _solve_block(problem: LayerProblem, criterion: Criterion, config: PruneConfig) -> tuple[Solution, Array]:
-    """Weights, and what to add to the mean output of every column, [N]."""
-    solution = repaired(problem, criterion.solve(problem), config.repair)
-    return solution, mean_shift(problem.weight, solution.weight, problem.statistics, problem.target)
+@attrs.frozen(eq=False)
+class _Block:
+    """One matrix product of a layer.
+
+    Attributes:
+        solution: mask and weights.
+        shift: what to add to the mean output of every column, [N].
+        errors: of the magnitude mask, of the chosen mask alone, and of the solution.
+        held_back: the errors are of rows that were not fitted.
+    """
+
+    solution: Solution
+    shift: Array
+    errors: tuple[float, float, float]
+    held_back: bool
+
+
+def _solve_block(problem: LayerProblem, criterion: Criterion, config: PruneConfig) -> _Block:
+    def solve(problem: LayerProblem) -> Solution:
+        return repaired(problem, criterion.solve(problem), config.repair)
+
+    calibrated = criterion.needs == "statistics" or fits(config.repair)
+    obstacle = _too_little(problem) if calibrated else ""
+    solution = _magnitude(problem, obstacle) if obstacle else solve(problem)
+    few = int(problem.statistics.samples.sum()) < _FEW_SAMPLES
+    held: HeldBack | None
+    if config.guard or (few and calibrated):
+        held = solved_anew(problem, solution, solve) if not solution.fallback else refitted_anew(problem, solution)
+    else:
+        held = refitted_anew(problem, solution)
+    if held is not None and not solution.fallback:
+        if config.guard and solution.damping and held.fitted > held.mask:
+            better = held.mask <= held.magnitude
+            found = f"the guard: on held-back samples the fit loses {held.fitted:.3g}, the mask alone {held.mask:.3g}"
+            mask = solution.mask if better else problem.magnitude_mask()
+            solution = attrs.evolve(assess(problem, mask, problem.weight, guard=False), fallback=found)
+            held = attrs.evolve(held, fitted=held.mask) if better else HeldBack(*[held.magnitude] * 3)
+        elif (solution.damping or few) and held.fitted > held.magnitude:
+            solution = _magnitude(problem, "a fit is worse on held-back samples")
+            held = HeldBack(*[held.magnitude] * 3)
+    shift = mean_shift(problem.weight, solution.weight, problem.statistics, problem.target)
+    # Without the energy of the dense path, shares are known up to a constant alone.
+    if held is not None and problem.target == "own":
+        return _Block(solution, shift, (held.magnitude, held.mask, held.fitted), True)
+    alone = Scorer.of(problem, problem.statistics)(np.where(solution.mask, problem.weight, 0))
+    return _Block(solution, shift, (solution.error_before, alone, solution.error_after), not solution.damping)
+
+
+def _magnitude(problem: LayerProblem, why: str) -> Solution:
+    return assess(problem, problem.magnitude_mask(), problem.weight, fallback=why)
+
+
+def _too_little(problem: LayerProblem) -> str:
+    """Why the rows are too few for anything to be learned from them, "" if they are not."""
+    rows = problem.statistics.total_rows
+    if rows < FEWEST_ROWS:
+        return f"fewer than {FEWEST_ROWS} rows of calibration inputs"
+    if halves(problem.statistics) is None and rows < problem.statistics.size:
+        return "one calibration sample, with fewer rows than the layer has inputs"
+    return ""
