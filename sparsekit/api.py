@@ -26,7 +26,7 @@ from sparsekit.reading import source_of
 from sparsekit.record import Record, read_record
 from sparsekit.reporting.facts import Estimate, Report
 from sparsekit.reporting.gather import gather, gather_deployed
-from sparsekit.result import LayerAccount, PruneResult
+from sparsekit.result import LayerAccount, NormalizationAccount, PruneResult
 from sparsekit.stripping import strip_masks
 from sparsekit.target import ChosenTarget, TargetProfile, choose_target, warn_or_refuse
 from sparsekit.verification import Verification, verify_deployed, verify_model
@@ -130,8 +130,9 @@ def prune(
         calibration: of a model at rest, samples of its inputs: an iterable or generator of batches (dicts of input name
             to array, or arrays for a single input), a ``tf.data.Dataset``, a dict of arrays with all samples, or the
             path of an .npz with such arrays. Masks and weights are then chosen so that every layer's outputs on the
-            samples stay what they are, layer by layer (``criterion``, ``effort``, ``repair``, ``target_path`` in the
-            config); biases that follow layers take what their means lose. The samples should be of those that the
+            samples stay what they are, layer by layer (``criterion``, ``effort``, ``repair``, ``guard``,
+            ``target_path`` in the config); biases that follow layers take what their means lose, and are added where
+            there are none (nothing else changes in the graph). The samples should be of those that the
             model was trained on, not those that it is judged by.
 
     Returns:
@@ -162,18 +163,19 @@ def prune(
                 raise GraphError(found, expected="a model at rest", hint="Freeze it, prune that, then retrain.")
             return prune_live(model, planning, registry, record)
         accounts: tuple[LayerAccount, ...] = ()
+        normalizations: tuple[NormalizationAccount, ...] = ()
         if calibration is None:
             with collection_paused():
                 pruned = prune_model(opened, planning.layers, registry)
         else:
             from sparsekit.calibration.layerwise import prune_calibrated
 
-            pruned, accounts = prune_calibrated(
+            pruned, accounts, normalizations = prune_calibrated(
                 opened, planning.layers, calibration, settings.config, registry, output_names(outputs)
             )
     if record is not None:
         write_whole(record, Record.of(planning.plan).to_text().encode())
-    return PruneResult(planning.plan, model=pruned, accounts=accounts)
+    return PruneResult(planning.plan, model=pruned, accounts=accounts, normalizations=normalizations)
 
 
 @attrs.frozen

@@ -58,10 +58,33 @@ _count = _must(
 )
 _effort = _must(lambda value: value in ("fast", "normal", "high"), "fast, normal or high")
 _target_path = _must(lambda value: value in ("pruned", "dense"), "pruned or dense")
-_REPAIRS = ("auto", "least-squares")
-_repairs = _must(
-    lambda value: _is_names(value) and set(value) <= set(_REPAIRS), f"a list of repairs: {', '.join(_REPAIRS)}"
-)
+REPAIRS = ("auto", "least-squares", "scale-shift", "batch-norm")
+"""What ``repair`` may name, in the order in which they are done."""
+_OF_A_LAYER = REPAIRS[:-1]
+_EITHER_OR = (("auto", "least-squares"), ("auto", "scale-shift"))
+_repair_names = _must(_is_names, f"a list of repairs: {', '.join(REPAIRS)}")
+
+
+def _repairs(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    _repair_names(instance, attribute, value)
+    for name in value:
+        if name not in REPAIRS:
+            hint = near_matches(name, REPAIRS)
+            raise ConfigError(f"unknown repair '{name}'", where="repair", expected=", ".join(REPAIRS), hint=hint)
+        if value.count(name) > 1:
+            raise ConfigError(f"'{name}' twice", where="repair", expected="every repair once")
+    for one, other in _EITHER_OR:
+        if one in value and other in value:
+            hint = f"'auto' decides about the kept weights itself; say '{other}' alone to have that one always."
+            raise ConfigError(f"'{one}' and '{other}'", where="repair", expected="one of them", hint=hint)
+
+
+def _layer_repairs(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    _repairs(instance, attribute, value)
+    if "batch-norm" in value:
+        found, expected = "'batch-norm' for some layers", ", ".join(_OF_A_LAYER)
+        hint = "It is for the whole network: say it in the config's own list."
+        raise ConfigError(found, where="repair", expected=expected, hint=hint)
 
 
 def _to_repairs(value: Any) -> Any:
@@ -81,6 +104,7 @@ class LayerSettings:
     criterion: str
     update_freq: int
     min_weights: int = 0
+    repair: tuple[str, ...] = ("auto",)
 
 
 @attrs.frozen
@@ -110,6 +134,7 @@ class Override:
         criterion: the name of the criterion that chooses what to keep.
         update_freq: choose the mask again every so many batches; 0 chooses once.
         min_weights: leave weights with fewer elements dense.
+        repair: with calibration: what is done to the kept weights.
         prune: false leaves the layers dense, true prunes them where the config otherwise does not.
 
     Raises:
@@ -126,6 +151,11 @@ class Override:
     criterion: str | None = attrs.field(default=None, validator=attrs.validators.optional(_text))
     update_freq: int | None = attrs.field(default=None, validator=attrs.validators.optional(_batches))
     min_weights: int | None = attrs.field(default=None, validator=attrs.validators.optional(_count))
+    repair: tuple[str, ...] | None = attrs.field(
+        default=None,
+        converter=attrs.converters.optional(_to_repairs),
+        validator=attrs.validators.optional(_layer_repairs),
+    )
     prune: bool | None = attrs.field(default=None, validator=attrs.validators.optional(_boolean))
 
     def __attrs_post_init__(self) -> None:
@@ -162,7 +192,12 @@ class PruneConfig:
         update_freq: choose the mask again every so many batches; 0, the default, chooses once.
         min_weights: leave weights with fewer elements dense; 0, the default, leaves none.
         effort: with calibration: how long a criterion may search: fast, normal or high.
-        repair: with calibration: what is done to the kept weights: ``auto``, or a list of ``least-squares``.
+        repair: with calibration: what is done to the weights that a criterion keeps. ``auto``: ``least-squares`` where
+            the criterion has not fitted them itself. Or a list, done in this order: ``least-squares`` (the kept weights are fitted so that the outputs stay, and the mean outputs with a bias), ``scale-shift``
+            (mean and standard deviation of every output are restored; cheap, see the README), ``batch-norm`` (the
+            statistics of batch normalizations are measured anew in the pruned network).
+        guard: with calibration: keep a repair only where it does better than the mask alone on samples that it was not
+            fitted to. About twice the time.
         target_path: with calibration: whose outputs a layer is to match: ``pruned``, its own on the inputs that the
             pruned layers before it leave it, or ``dense``, those of the dense network.
         skip_outputs: leave the layers dense behind which no other layer comes (needs the model's outputs).
@@ -185,6 +220,7 @@ class PruneConfig:
     skip_outputs: bool = attrs.field(default=False, validator=_boolean)
     effort: Literal["fast", "normal", "high"] = attrs.field(default="normal", validator=_effort)
     repair: tuple[str, ...] = attrs.field(default=("auto",), converter=_to_repairs, validator=_repairs)
+    guard: bool = attrs.field(default=False, validator=_boolean)
     target_path: Literal["pruned", "dense"] = attrs.field(default="pruned", validator=_target_path)
     prune: bool = attrs.field(default=True, validator=_boolean)
     target: str | None = attrs.field(default=None, validator=attrs.validators.optional(_text))

@@ -39,7 +39,7 @@ class LayerAccount:
         seconds: of CPU time, the collection of its inputs included.
         shifted: its mean output was restored in the bias that follows.
         bias_added: that bias was not there before.
-        repairs: what was done to the weights that its criterion kept.
+        scaled: the standard deviation of its outputs was restored, too.
         note: what stood in the way of something, "" if nothing did.
     """
 
@@ -54,7 +54,32 @@ class LayerAccount:
     error_mask: float | None = None
     held_back: bool = False
     bias_added: bool = False
-    repairs: tuple[str, ...] = ()
+    scaled: bool = False
+    note: str = ""
+
+    def noted(self, note: str) -> LayerAccount:
+        """The account with one more note; "" is none."""
+        return self if note in self.note else attrs.evolve(self, note=f"{self.note}; {note}" if self.note else note)
+
+    @property
+    def worse(self) -> bool:
+        """Its outputs lose more than with its mask alone, or with the weights that magnitude keeps."""
+        others = [error for error in (self.error_before, self.error_mask) if error is not None]
+        return self.error_after is not None and bool(others) and self.error_after > min(others)
+
+
+@attrs.frozen
+class NormalizationAccount:
+    """What the repair "batch-norm" did to one batch normalization.
+
+    Attributes:
+        name: the op that normalizes.
+        updated: its mean and its variance were measured anew and written.
+        note: why not, "" if they were.
+    """
+
+    name: str
+    updated: bool
     note: str = ""
 
 
@@ -71,6 +96,7 @@ class PruneResult:
             variables were restored or initialized in another way.
         model: of a model at rest, the pruned one.
         accounts: with calibration, what it did to every layer, in the order in which they were treated.
+        normalizations: with the repair "batch-norm", what it did to every batch normalization behind pruned layers.
     """
 
     plan: Plan
@@ -78,6 +104,7 @@ class PruneResult:
     initializer: tf.Operation | None = attrs.field(default=None, repr=False)
     model: Model | None = attrs.field(default=None, repr=False)
     accounts: tuple[LayerAccount, ...] = attrs.field(default=(), repr=False)
+    normalizations: tuple[NormalizationAccount, ...] = attrs.field(default=(), repr=False)
 
     @property
     def graph_def(self) -> Any:
@@ -117,25 +144,31 @@ class PruneResult:
 
     def __str__(self) -> str:
         if self.model is not None:
-            return f"{self.plan}\n{accounts_table(self.accounts)}".rstrip() if self.accounts else str(self.plan)
+            return (
+                f"{self.plan}\n{accounts_table(self.accounts, self.normalizations)}".rstrip()
+                if self.accounts
+                else str(self.plan)
+            )
         return (
             f"{self.plan}\n{len(self.variables)} new variables. Build gradients and sessions after this; a session "
             "that already ran this graph would not see the masks."
         )
 
 
-def accounts_table(accounts: Sequence[LayerAccount]) -> str:
+def accounts_table(accounts: Sequence[LayerAccount], normalizations: Sequence[NormalizationAccount] = ()) -> str:
     """What calibration did, a row a layer, and which layers it did not help."""
     rows = [
         (
             account.name,
             account.criterion,
             _number(account.error_before, ".3%"),
+            _number(account.error_mask, ".3%"),
             _number(account.error_after, ".3%"),
+            "-" if account.error_after is None else "held back" if account.held_back else "fitted",
             _number(account.damping or None, "g"),
             str(account.iterations),
             f"{account.seconds:.1f}",
-            "yes" if account.shifted else "no",
+            "added" if account.bias_added else "moved" if account.shifted else "-",
             account.note,
         )
         for account in accounts
@@ -144,18 +177,27 @@ def accounts_table(accounts: Sequence[LayerAccount]) -> str:
         "layer",
         "criterion",
         "error by magnitude",
+        "by its mask alone",
         "error",
+        "of samples",
         "damping",
         "steps",
         "CPU s",
-        "bias moved",
+        "bias",
         "note",
     )
     table = text_table(header, rows)
-    worse = [a.name for a in accounts if (a.error_after or 0.0) > (a.error_before or 0.0)]
-    if not worse:
-        return table
-    return f"{table}Worse than magnitude alone: {', '.join(worse)}. The config key skip_layers leaves them dense.\n"
+    worse = [account.name for account in accounts if account.worse]
+    if worse:
+        names = ", ".join(f'"{name}"' for name in worse)
+        table += f"Worse than the mask alone: {', '.join(worse)}. To leave them dense: skip_layers = [{names}]; "
+        table += "to keep the mask alone: an override with repair = [], or guard = true for all layers.\n"
+    if normalizations:
+        table += (
+            f"Batch normalizations measured anew: {sum(n.updated for n in normalizations)} of {len(normalizations)}.\n"
+        )
+        table += "".join(f"  {n.name}: {n.note}\n" for n in normalizations if not n.updated)
+    return table
 
 
 def _number(value: float | None, form: str) -> str:

@@ -135,7 +135,7 @@ class Places:
         for location in {node.location for node in nodes}:
             function, name = location
             if not function and name in self._outputs:
-                return "its output is one of the model's, which is asked for by its name"
+                return "its output is asked for by its name"
             if not set(self._at(location)) <= set(nodes):
                 return f"the function '{function}' is called with other weights too"
         if any(node.view.node(added_name(node.name)) is not None for node in nodes):
@@ -150,7 +150,7 @@ class Places:
     @functools.cached_property
     def _nodes(self) -> dict[Location, list[Node]]:
         found: dict[Location, list[Node]] = {}
-        for node in _everywhere(self._view):
+        for node in everywhere(self._view):
             found.setdefault(node.location, []).append(node)
         return found
 
@@ -163,9 +163,9 @@ class Places:
         return ""
 
 
-def _everywhere(view: GraphView) -> Iterator[Node]:
+def everywhere(view: GraphView) -> Iterator[Node]:
     """The nodes of a graph and of all functions that it calls, once for every call."""
     for node in view.nodes():
         yield node
         for body in view.bodies(node):
-            yield from _everywhere(body)
+            yield from everywhere(body)

@@ -1,4 +1,4 @@
-"""What a fit is worth on rows that it has not seen: fitted to one half of the samples, scored on the other, both ways."""
+"""What a fit is worth on rows that it has not seen: fitted to one half of the samples and scored on the other."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def halves(statistics: Statistics) -> tuple[Statistics, Statistics] | None:
     return statistics.pooled(filled[0::2].tolist()), statistics.pooled(filled[1::2].tolist())
 
 
-def solved_anew(problem: LayerProblem, solution: Solution, solve: Callable[[LayerProblem], Solution]) -> HeldBack | None:
+def solved_anew(
+    problem: LayerProblem, solution: Solution, solve: Callable[[LayerProblem], Solution]
+) -> HeldBack | None:
     """With mask and weights chosen anew on either half; None where there is one half alone.
 
     Args:
@@ -59,7 +61,7 @@ def solved_anew(problem: LayerProblem, solution: Solution, solve: Callable[[Laye
 
 
 def refitted_anew(problem: LayerProblem, solution: Solution) -> HeldBack | None:
-    """With the kept weights fitted anew on either half, up to 32 columns: cheap at any size. The mask is the solution's.
+    """With the solution's mask, its weights fitted anew on either half, up to 32 columns: cheap at any size.
 
     Where nothing was fitted, the weights are the solution's too.
     """

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from sparsekit.calibration.collecting import Forms, Use
 from sparsekit.calibration.network import Network
 from sparsekit.calibration.samples import Samples
+from sparsekit.calibration.solving import FEW_SAMPLES, FEWEST_ROWS
 from sparsekit.errors import ModelError
 from sparsekit.graph.node import Edge
 from sparsekit.reconstruction import OutputMoments, scale_shift
@@ -83,6 +84,47 @@ class OutputSums:
             scaled += weight * scored.error(*self.of([other for other in self.filled if other != fold]).scale_shift())
             energy += weight
         return (as_found / energy, scaled / energy) if energy > 0 else (0.0, 0.0)
+
+
+@attrs.frozen(eq=False)
+class Scaled:
+    """What is done to a layer's outputs: Z becomes ``scale * Z + shift``.
+
+    Attributes:
+        scale, shift: [blocks, N].
+        error_mask, error: before and after, as shares of the energy of Y.
+        held_back: the errors are of rows that were not looked at.
+        note: why nothing is done, "" if something is.
+    """
+
+    scale: Array
+    shift: Array
+    error_mask: float
+    error: float
+    held_back: bool
+    note: str = ""
+
+
+def fitted(sums: OutputSums, samples: int, *, guard: bool) -> Scaled:
+    """What restores mean and standard deviation of every output.
+
+    Args:
+        sums: over the outputs.
+        samples: how many there were.
+        guard: leave outputs alone where that is worse on rows that were not looked at; few samples are always guarded.
+    """
+    scale, shift = sums.scale_shift()
+    before, after, held_back = sums.error(), sums.error(scale, shift), len(sums.filled) > 1
+    if held_back:
+        before, after = sums.held_back()
+    note = ""
+    if not held_back:
+        note = "mean and deviation are not restored from one sample"
+    elif min(sums.rows[sums.filled]) < FEWEST_ROWS:
+        note = f"mean and deviation are not restored from fewer than {FEWEST_ROWS} rows of outputs in either half"
+    elif (guard or samples < FEW_SAMPLES) and after > before:
+        note = f"with mean and deviation restored held-back samples lose {after:.3g}, with the mask alone {before:.3g}"
+    return Scaled(scale, shift, before, before if note else after, held_back or bool(note), note)
 
 
 def output_sums(

@@ -110,9 +110,7 @@ class Network:
 
 
 @contextlib.contextmanager
-def opened(
-    model: Model, outputs: Sequence[str] | None = None, slots: Iterable[Node] = ()
-) -> Iterator[Network]:
+def opened(model: Model, outputs: Sequence[str] | None = None, slots: Iterable[Node] = ()) -> Iterator[Network]:
     """A session with the model in it.
 
     Args:

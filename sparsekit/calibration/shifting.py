@@ -114,7 +114,10 @@ class NewBias:
 
     def added(self, value: Array) -> list[AddedBias]:
         """The edits of the graph: one for every op, however often its function is called."""
-        return [AddedBias(location, value, self.along_last) for location in dict.fromkeys(node.location for node in self.nodes)]
+        return [
+            AddedBias(location, value, self.along_last)
+            for location in dict.fromkeys(node.location for node in self.nodes)
+        ]
 
 
 def new_bias(

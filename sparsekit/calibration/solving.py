@@ -22,7 +22,8 @@ Array: TypeAlias = npt.NDArray[Any]
 
 FEWEST_ROWS = 4
 """From fewer rows of inputs a fit can be worse than none."""
-_FEW_SAMPLES = 16  # With fewer, what a criterion finds is compared with magnitude on samples that it has not seen.
+FEW_SAMPLES = 16
+"""With fewer, what a criterion or a repair finds is compared with magnitude on samples that it has not seen."""
 
 
 @attrs.frozen(eq=False)
@@ -123,7 +124,7 @@ def _solve_block(problem: LayerProblem, criterion: Criterion, config: PruneConfi
     calibrated = criterion.needs == "statistics" or fits(config.repair)
     obstacle = _too_little(problem) if calibrated else ""
     solution = _magnitude(problem, obstacle) if obstacle else solve(problem)
-    few = int(problem.statistics.samples.sum()) < _FEW_SAMPLES
+    few = int(problem.statistics.samples.sum()) < FEW_SAMPLES
     held: HeldBack | None
     if config.guard or (few and calibrated):
         held = solved_anew(problem, solution, solve) if not solution.fallback else refitted_anew(problem, solution)
