@@ -10,15 +10,16 @@ import attrs
 import numpy as np
 
 from sparsekit.artefact.model import Array, Change, Model
-from sparsekit.artefact.rewriting import Edits
+from sparsekit.artefact.rewriting import FREEZE_AND_STRIP, Edits
 from sparsekit.errors import ModelError
 from sparsekit.gradient import BATCH, MASK
-from sparsekit.graph.node import Node, ProtoGraph, ProtoNode
+from sparsekit.graph.forward import reached
+from sparsekit.graph.node import Node, ProtoGraph
 from sparsekit.graph.order import input_node
 from sparsekit.graph.trace import MASK_ATTRIBUTE, Read, Tracer, Untraceable, hands_on
 from sparsekit.handler import OpHandler
 from sparsekit.masking import SCOPE, MaskDescription
-from sparsekit.one_shot import refuse_non_finite
+from sparsekit.one_shot import fold, refuse_non_finite
 from sparsekit.parts import parts
 from sparsekit.pattern import check, keep_mask
 from sparsekit.plugins import Registry
@@ -26,7 +27,6 @@ from sparsekit.progress import track
 from sparsekit.record import Record
 
 _log = logging.getLogger("sparsekit")
-_FREEZE = "Freeze the graph with tf.compat.v1.graph_util.convert_variables_to_constants and strip that."
 
 
 @attrs.frozen(eq=False)
@@ -72,7 +72,7 @@ def strip_masks(
             f"{obstacle}; masks cannot be taken out of it",
             where=model.source,
             expected="a frozen graph, or a SavedModel with one graph, exported in TF1 style",
-            hint=_FREEZE,
+            hint=FREEZE_AND_STRIP,
         )
     _compare(layers, model, record)
     inserted = _inserted(view, layers)
@@ -184,14 +184,14 @@ class _Folding:
         _refuse_unreadable(self._model, reads[0], layer.name)
         (_, weight), *copies = self._model.values(reads[0])
         if copies:
-            raise ModelError("its weight is stored in several copies", where=layer.name, hint=_FREEZE)
+            raise ModelError("its weight is stored in several copies", where=layer.name, hint=FREEZE_AND_STRIP)
         refuse_non_finite(weight, layer.name, reads[0].leaves[0].name)
         mask, due = _mask(layer, self._model, weight, self._registry)
         self.due += due
         node = self._view.node(layer.name)
         handler = (self._registry.handler(node.op) if node else None) or OpHandler()
         # Of a SavedModel it is needed again when it is saved: eight of its values in a byte.
-        change = functools.partial(_folded, handler=handler, packed=np.packbits(mask))
+        change = functools.partial(_folded, handler=handler, packed=np.packbits(mask), layer=layer.description)
         others = [self._read_by_others(leaf) for read in reads for leaf in read.leaves]
         other = next((found for found in others if found is not None), None)
         for multiply in layer.multiplies:
@@ -207,7 +207,7 @@ class _Folding:
                 f"its weight '{reads[0].leaves[0].name}' is read without the mask too, by '{other}'",
                 where=layer.name,
                 expected="a weight of which the outputs depend through its mask alone",
-                hint=_FREEZE,
+                hint=FREEZE_AND_STRIP,
             )
 
     def _add_constant(self, layer: _MaskedLayer, leaf: str, pruned: Callable[[], Array]) -> None:
@@ -239,9 +239,9 @@ class _Folding:
         return self._used is None or node.name in self._used
 
 
-def _folded(weight: Array, handler: OpHandler, packed: Array) -> Array:
+def _folded(weight: Array, handler: OpHandler, packed: Array, layer: MaskDescription) -> Array:
     mask = np.unpackbits(packed, count=weight.size).reshape(weight.shape).view(np.bool_)
-    return handler.remove_mask(weight, mask)
+    return fold(weight, lambda part: mask[part], handler, layer.axis, layer.pattern)
 
 
 def _behind(view: ProtoGraph, outputs: frozenset[str]) -> set[str]:
@@ -256,16 +256,12 @@ def _behind(view: ProtoGraph, outputs: frozenset[str]) -> set[str]:
             where="the SavedModel",
             hint="Name the operations whose results are used: outputs=[...].",
         )
-    used = set(outputs)
-    waiting = list(outputs)
-    while waiting:
-        node = view.node(waiting.pop())
-        for text in node.definition.input if isinstance(node, ProtoNode) else ():
-            name = input_node(text)
-            if name not in used:
-                used.add(name)
-                waiting.append(name)
-    return used
+
+    def before(name: str) -> list[str]:
+        node = view.node(name)
+        return [input_node(text) for text in node.definition.input] if node else []
+
+    return reached(outputs, before)
 
 
 def _read(multiply: Node, tracer: Tracer) -> Read:
@@ -311,7 +307,7 @@ def _state(model: Model, layer: _MaskedLayer, name: str) -> Read:
     path = f"{layer.name}/{SCOPE}/{name}"
     node = model.view.node(path)
     if node is None:
-        raise ModelError("is missing", where=path, expected="the state of a mask", hint=_FREEZE)
+        raise ModelError("is missing", where=path, expected="the state of a mask", hint=FREEZE_AND_STRIP)
     read = Read((node,))
     _refuse_unreadable(model, read, path)
     return read
@@ -320,11 +316,11 @@ def _state(model: Model, layer: _MaskedLayer, name: str) -> Read:
 def _stored(model: Model, read: Read) -> Array:
     (_, value), *copies = model.values(read)
     if copies:
-        raise ModelError("is stored in several copies", where=read.leaves[0].name, hint=_FREEZE)
+        raise ModelError("is stored in several copies", where=read.leaves[0].name, hint=FREEZE_AND_STRIP)
     return value
 
 
 def _refuse_unreadable(model: Model, read: Read, where: str) -> None:
     obstacle = model.obstacle(read)
     if obstacle:
-        raise ModelError(obstacle, where=where, hint=_FREEZE)
+        raise ModelError(obstacle, where=where, hint=FREEZE_AND_STRIP)

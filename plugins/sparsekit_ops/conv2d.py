@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from sparsekit.handler import OpHandler, WeightSite
 from sparsekit_ops._im2col import Convolution
@@ -18,7 +18,7 @@ class Conv2D(OpHandler):
     """Groups run along the filter's input channels, within one convolution group."""
 
     # The second is what Grappler and freezing tools make of it; its weight stays where it was.
-    op_types = ("Conv2D", "_FusedConv2D")
+    op_types: ClassVar[tuple[str, ...]] = ("Conv2D", "_FusedConv2D")
 
     def group_axis(self, node: Node) -> int:
         return 2

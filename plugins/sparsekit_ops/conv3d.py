@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
-from sparsekit.handler import OpHandler, WeightSite
-from sparsekit_ops._im2col import Convolution
+from sparsekit_ops.conv2d import Conv2D
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from sparsekit.graph.node import Node
 
 
-class Conv3D(OpHandler):
-    """Groups run along the filter's input channels."""
+class Conv3D(Conv2D):
+    """Conv2D with one more axis of positions: groups run along the filter's input channels."""
 
     op_types = ("Conv3D",)
 
     def group_axis(self, node: Node) -> int:
         return 3
-
-    def multiply_adds(self, node: Node, inputs: Sequence[tuple[int, ...] | None], output: tuple[int, ...]) -> int:
-        *kernel, _ = inputs[1]  # type: ignore[misc]
-        return math.prod(output) * math.prod(kernel)
-
-    def matrix_form(self, site: WeightSite, data_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> Convolution:
-        return Convolution.of(site.node, site.source.shape_at_op, data_shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sparsekit.target import LayerRule, TargetProfile
+from sparsekit_targets._rules import int8_weights
 
 if TYPE_CHECKING:
     from sparsekit.planning import LayerDecision
@@ -46,10 +47,6 @@ _MEASURED_OPERATORS = frozenset(
 )
 
 
-def _int8(layer: LayerDecision) -> bool | None:
-    return layer.dtype == "int8" if layer.deployed else None
-
-
 def _measured_operator(layer: LayerDecision) -> bool | None:
     return True if layer.op_type in _MEASURED_OPERATORS else None
 
@@ -60,7 +57,7 @@ _RULES = (
         message="Weights must be int8.",
         source="Arm's announcement of the Ethos-U85 (2024): int8 weights; learn.arm.com on ExecuTorch: Ethos-U runs "
         "quantized integer operators, not float ones",
-        holds=_int8,
+        holds=int8_weights,
     ),
     LayerRule(
         name="operator",

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from sparsekit.target import LayerRule, TargetProfile
+from sparsekit_targets._rules import int8_weights
 
 if TYPE_CHECKING:
     from sparsekit.planning import LayerDecision
@@ -35,10 +36,6 @@ _GAIN = (
 _NO_GAIN = "The AMCT documents say that its hardware cannot use 2:4; a pruned model gains nothing there."
 
 
-def _int8(layer: LayerDecision) -> bool | None:
-    return layer.dtype == "int8" if layer.deployed else None
-
-
 def _named_operator(layer: LayerDecision) -> bool | None:
     return True if layer.op_type in ("Conv2D", "_FusedConv2D", "MatMul", "_FusedMatMul") else None
 
@@ -48,7 +45,7 @@ _RULES = (
         name="data-type",
         message="Weights must be int8.",
         source=_CONVERTER,
-        holds=_int8,
+        holds=int8_weights,
     ),
     LayerRule(
         name="operator",

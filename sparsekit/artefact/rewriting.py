@@ -19,6 +19,9 @@ from sparsekit.graph.trace import Read
 # Up to this many bytes it does not matter that an old value is copied before the new one replaces it.
 _SMALL = 1 << 12
 
+FREEZE_AND_STRIP = "Freeze the graph with tf.compat.v1.graph_util.convert_variables_to_constants and strip that."
+"""The next step for a graph out of which masks cannot be taken."""
+
 
 @attrs.define
 class Edits:

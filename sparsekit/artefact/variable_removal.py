@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.framework import attr_value_pb2, node_def_pb2, types_pb2, variable_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 
-from sparsekit.artefact.rewriting import Edits, rewritten
+from sparsekit.artefact.rewriting import FREEZE_AND_STRIP, Edits, rewritten
 from sparsekit.artefact.saved_model import ASSIGNS, VARIABLES, MetaGraph, init_ops
 from sparsekit.artefact.well_formed import check_graph_def
 from sparsekit.errors import ModelError
@@ -30,7 +30,6 @@ _ASKS_WHETHER_INITIALIZED = ("IsVariableInitialized", "VarIsInitializedOp")
 _READS = ("Identity", "ReadVariableOp")
 _SAVE, _RESTORE = "SaveV2", "RestoreV2"
 _SAVED_FROM = 3  # inputs of a SaveV2: file name, tensor names, slices, then the tensors
-_HINT = "Freeze the graph with tf.compat.v1.graph_util.convert_variables_to_constants and strip that."
 
 
 def without_variables(meta_graph: MetaGraph, edits: Edits) -> Proto:
@@ -252,7 +251,7 @@ class _Graph:
             del node.attr["_class"]
 
     def _error(self, node: Proto, found: str, expected: str) -> ModelError:
-        return ModelError(found, where=f"{self.where}: {node.name}", expected=expected, hint=_HINT)
+        return ModelError(found, where=f"{self.where}: {node.name}", expected=expected, hint=FREEZE_AND_STRIP)
 
 
 def _needed_names(proto: Proto, where: str, removed: Iterable[str]) -> set[str]:
@@ -284,7 +283,9 @@ def _clear_collection(name: str, collections: Proto, removed: set[str], scopes: 
     kept = [value for value in values if _named(value) not in removed]
     if any(isinstance(value, bytes) and f"{scope}/".encode() in value for value in kept for scope in scopes):
         raise ModelError(
-            "holds an op of a mask in a form that is not known", where=f"{where}: collection '{name}'", hint=_HINT
+            "holds an op of a mask in a form that is not known",
+            where=f"{where}: collection '{name}'",
+            hint=FREEZE_AND_STRIP,
         )
     if len(kept) == len(values):
         return

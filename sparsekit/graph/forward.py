@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from sparsekit.errors import GraphError, near_matches
 from sparsekit.graph.node import ArgumentNode, FunctionView, GraphView, LiveGraph, LiveNode, Node
 
+_T = TypeVar("_T")
 _GRADIENT = "_grad"
 _GRADIENTS = re.compile(r"gradients(_\d+)?")
 _UPDATE = re.compile(r"^(Resource)?(Sparse)?Apply[A-Z]")
@@ -57,7 +58,8 @@ def forward_nodes(view: GraphView, outputs: Sequence[str] | None) -> set[Node]:
         return set(view.nodes())
     if outputs is None:
         gradients = {node for node in view.nodes() if _differentiated(node, view) is not None}
-        return set(view.nodes()) - _reached(gradients, lambda node: [r for r, _ in view.readers(node)])
+        behind: set[Node] = reached(gradients, _readers)
+        return set(view.nodes()) - behind
     wanted = set()
     for name in outputs:
         node = view.node(name)
@@ -69,7 +71,11 @@ def forward_nodes(view: GraphView, outputs: Sequence[str] | None) -> set[Node]:
                 hint=near_matches(name, (n.name for n in view.nodes())),
             )
         wanted.add(node)
-    return _reached(wanted, lambda node: [edge.node for edge in node.inputs])
+    return reached(wanted, lambda node: [edge.node for edge in node.inputs])
+
+
+def _readers(node: Node) -> list[Node]:
+    return [reader for reader, _ in node.view.readers(node)]
 
 
 def last_before_outputs(view: GraphView, outputs: Sequence[str] | None, among: set[Node]) -> set[Node]:
@@ -142,15 +148,16 @@ def _differentiated(node: Node, view: GraphView) -> str | None:
     return None
 
 
-def _reached(start: set[Node], neighbours: Any) -> set[Node]:
-    reached = set(start)
-    stack = list(start)
+def reached(start: Iterable[_T], neighbours: Callable[[_T], Iterable[_T]]) -> set[_T]:
+    """All that one gets to from ``start``, which belongs to it."""
+    found = set(start)
+    stack = list(found)
     while stack:
-        for node in neighbours(stack.pop()):
-            if node not in reached:
-                reached.add(node)
-                stack.append(node)
-    return reached
+        for item in neighbours(stack.pop()):
+            if item not in found:
+                found.add(item)
+                stack.append(item)
+    return found
 
 
 class OneRun:
@@ -170,5 +177,5 @@ class OneRun:
         if view not in self._alive:
             assert isinstance(view, FunctionView)
             results = {edge.node for edge in view.results()}
-            self._alive[view] = _reached(results, lambda inner: [edge.node for edge in inner.inputs])
+            self._alive[view] = reached(results, lambda inner: [edge.node for edge in inner.inputs])
         return node in self._alive[view] and (not isinstance(view, FunctionView) or self.computes(view.call))
