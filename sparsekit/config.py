@@ -193,9 +193,10 @@ class PruneConfig:
         min_weights: leave weights with fewer elements dense; 0, the default, leaves none.
         effort: with calibration: how long a criterion may search: fast, normal or high.
         repair: with calibration: what is done to the weights that a criterion keeps. ``auto``: ``least-squares`` where
-            the criterion has not fitted them itself. Or a list, done in this order: ``least-squares`` (the kept weights are fitted so that the outputs stay, and the mean outputs with a bias), ``scale-shift``
-            (mean and standard deviation of every output are restored; cheap, see the README), ``batch-norm`` (the
-            statistics of batch normalizations are measured anew in the pruned network).
+            the criterion has not fitted them itself. Or a list, done in this order: ``least-squares`` (the kept weights
+            are fitted so that outputs stay, and a bias takes what their means lose), ``scale-shift`` (mean and standard
+            deviation of every output are restored; cheap), ``batch-norm`` (the statistics of batch normalizations are
+            measured anew in the pruned network).
         guard: with calibration: keep a repair only where it does better than the mask alone on samples that it was not
             fitted to. About twice the time.
         target_path: with calibration: whose outputs a layer is to match: ``pruned``, its own on the inputs that the

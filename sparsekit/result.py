@@ -61,6 +61,14 @@ class LayerAccount:
         """The account with one more note; "" is none."""
         return self if note in self.note else attrs.evolve(self, note=f"{self.note}; {note}" if self.note else note)
 
+    def measured(self, error: float) -> LayerAccount:
+        """The account with the error of the weights that were kept, as they were measured in the running model."""
+        by_magnitude = error if self.criterion == "magnitude" else None
+        held_back = not self.damping
+        return attrs.evolve(
+            self, error_before=by_magnitude, error_mask=error, error_after=error, held_back=held_back, shifted=False
+        )
+
     @property
     def worse(self) -> bool:
         """Its outputs lose more than with its mask alone, or with the weights that magnitude keeps."""

@@ -11,21 +11,22 @@ from typing import Any, TypeAlias
 import attrs
 import numpy.typing as npt
 
-from sparsekit.artefact.added_bias import AddedBias, Places
 from sparsekit.artefact.model import Change, Model
 from sparsekit.calibration.collecting import Forms, Use, collect
 from sparsekit.calibration.inlining import inlined
-from sparsekit.calibration.moments import fitted, output_sums
+from sparsekit.calibration.moments import output_sums, scaled_outputs
 from sparsekit.calibration.network import Network, opened
 from sparsekit.calibration.normalizing import renormalize
+from sparsekit.calibration.placing import Place, Shifts
 from sparsekit.calibration.repairs import fits
 from sparsekit.calibration.samples import Samples
-from sparsekit.calibration.shifting import NewBias, OutputBias, new_bias, output_bias
+from sparsekit.calibration.shifting import NewBias
 from sparsekit.calibration.solving import solve_layer
 from sparsekit.config import PruneConfig
-from sparsekit.graph.node import FunctionView, Node
+from sparsekit.criterion import Criterion
+from sparsekit.graph.node import Edge, FunctionView, Node
 from sparsekit.graph.order import in_order, last_turns
-from sparsekit.graph.trace import Read, Tracer
+from sparsekit.graph.trace import Tracer, WeightSource
 from sparsekit.handler import OpHandler, WeightSite
 from sparsekit.matrix_form import MatrixForm
 from sparsekit.one_shot import check_weights, pruned_weight
@@ -74,7 +75,7 @@ def prune_calibrated(
             account = run.treat(layer)
             accounts.append(attrs.evolve(account, seconds=time.process_time() - begun))
         normalizations = run.renormalize(slots) if "batch-norm" in config.repair else []
-    return model.changed(run.changes).with_biases(run.biases), tuple(accounts), tuple(normalizations)
+    return run.result(), tuple(accounts), tuple(normalizations)
 
 
 def _in_order(model: Model, layers: Iterable[PlannedLayer]) -> list[PlannedLayer]:
@@ -91,17 +92,61 @@ def _in_order(model: Model, layers: Iterable[PlannedLayer]) -> list[PlannedLayer
     return sorted(layers, key=lambda layer: min(place_of(site.node) for site in layer.sites))
 
 
-class _Run:
-    """One pass over the layers; every layer sees what was done to those before it.
+@attrs.frozen(eq=False)
+class _Task:
+    """A layer whose inputs can be had.
 
     Attributes:
-        biases: what is added to the graph.
+        layer: the layer.
+        uses: the ops that use its weight and that a run computes.
+        config: what holds for it.
+        criterion: chooses its mask.
+        form: the first op's matrix form.
+        place: where a shift of its outputs can go; "" where there will be none.
+        weight: as it is stored.
     """
+
+    layer: PlannedLayer
+    uses: list[Use]
+    config: PruneConfig
+    criterion: Criterion
+    form: MatrixForm
+    place: Place
+    weight: Array
+
+    @property
+    def name(self) -> str:
+        return self.layer.decision.name
+
+    @property
+    def source(self) -> WeightSource:
+        return self.uses[0].site.source
+
+    @property
+    def edges(self) -> list[Edge]:
+        """What reads the weight."""
+        return [site.source.tensor for site in self.layer.sites]
+
+    def as_stored(self, seen: Array) -> Array:
+        """A weight, as the first op sees it, as it is stored."""
+        return self.source.as_stored(seen).astype(self.weight.dtype, copy=False)
+
+
+@attrs.frozen(eq=False)
+class _Pruned:
+    """A layer's weight as it will be stored, a shift of its outputs [blocks, N] or None, and the account."""
+
+    weight: Array
+    shift: Array | None
+    account: LayerAccount
+
+
+class _Run:
+    """One pass over the layers; every layer sees what was done to those before it."""
 
     def __init__(
         self, model: Model, network: Network, samples: Samples, config: PruneConfig, registry: Registry
     ) -> None:
-        self.biases: list[AddedBias] = []
         self._changes: dict[object, Change] = {}
         self._model = model
         self._network = network
@@ -109,23 +154,20 @@ class _Run:
         self._config = config
         self._registry = registry
         self._tracer = Tracer()
-        asked_for = {*network.outputs, *(model.outputs or ())}
-        self._places = Places(model.view, asked_for, entered_elsewhere=model.entered_elsewhere)
+        self._shifts = Shifts(model, network, self._tracer)
 
-    @property
-    def changes(self) -> list[Change]:
-        """What becomes of stored values."""
-        return list(self._changes.values())
+    def result(self) -> Model:
+        """The model with all that was done."""
+        return self._model.changed(self._changes.values()).with_biases(self._shifts.biases)
 
-    def _change(self, read: Read, change: Callable[[Array], Array]) -> None:
+    def _change(self, changes: Iterable[Change]) -> None:
         # Of what was changed twice (a mean, moved and then measured anew) the last one holds.
-        self._changes[tuple(leaf.location for leaf in read.leaves)] = read, change
+        self._changes |= {tuple(leaf.location for leaf in read.leaves): (read, change) for read, change in changes}
 
     def renormalize(self, pruned: Iterable[Node]) -> list[NormalizationAccount]:
-        """Measure the statistics of batch normalizations anew."""
+        """Measure the statistics of the batch normalizations behind pruned ops anew."""
         changes, accounts = renormalize(self._model, self._network, self._samples, pruned, self._tracer)
-        for read, change in changes:
-            self._change(read, change)
+        self._change(changes)
         return accounts
 
     def treat(self, layer: PlannedLayer) -> LayerAccount:
@@ -136,21 +178,20 @@ class _Run:
         obstacle = self._obstacle(uses)
         if obstacle:
             return self._by_weights(layer, attrs.evolve(account, criterion=_WITHOUT_INPUTS, note=obstacle))
-        settings, _ = self._config.settings_for(layer.decision.name, layer.decision.op_type)
-        config = attrs.evolve(self._config, repair=settings.repair)
-        light = self._registry.criterion(layer.decision.criterion).needs == "weights" and not fits(config.repair)
-        scales = "scale-shift" in config.repair
-        place = self._place(layer, uses) if scales or not light else ""
-        weight = self._weight(layer)
-        if light:
-            pruned, shift = self._pruned(layer)(weight), None
+        task = self._task(layer, uses)
+        if task.criterion.needs == "weights" and not fits(task.config.repair):
+            # No sums over the inputs are needed.
+            pruned = self._measured(task, _Pruned(self._by_score(layer)(task.weight), None, account))
         else:
-            pruned, shift, account = self._solved(layer, uses, weight, account, config, place)
-        if light or scales:
-            pruned, shift, account = self._scaled(layer, uses, (weight, pruned), account, config, place)
-        self._network.set((site.source.tensor for site in layer.sites), pruned)
-        self._change(layer.source.read, lambda _: pruned)
-        return self._shifted(shift, place, account)
+            pruned = self._solved(task, account)
+            if "scale-shift" in task.config.repair:
+                pruned = self._measured(task, pruned)
+        self._network.set(task.edges, pruned.weight)
+        self._change([(layer.source.read, lambda _: pruned.weight)])
+        if pruned.shift is None or isinstance(task.place, str):
+            return pruned.account
+        self._change(self._shifts.put(task.place, pruned.shift))
+        return attrs.evolve(pruned.account, bias_added=isinstance(task.place, NewBias) and bool(pruned.shift.any()))
 
     def _handler(self, site: WeightSite) -> OpHandler:
         handler = self._registry.handler(site.node.op)
@@ -167,126 +208,69 @@ class _Run:
         return f"{lacking[0]} has no matrix form" if lacking else ""
 
     def _by_weights(self, layer: PlannedLayer, account: LayerAccount) -> LayerAccount:
-        change = self._pruned(layer, account.criterion)
+        change = self._by_score(layer, account.criterion)
         self._network.set((site.source.tensor for site in layer.sites), change(self._weight(layer)))
-        self._change(layer.source.read, change)
+        self._change([(layer.source.read, change)])
         return account
 
-    def _pruned(self, layer: PlannedLayer, criterion: str = "") -> Callable[[Array], Array]:
-        """What a criterion that goes by weights alone makes of the layer's."""
+    def _by_score(self, layer: PlannedLayer, criterion: str = "") -> Callable[[Array], Array]:
+        """What a criterion that goes by weights alone makes of a layer's weight."""
         decision = attrs.evolve(layer.decision, criterion=criterion or layer.decision.criterion)
         return functools.partial(pruned_weight, layer=attrs.evolve(layer, decision=decision), registry=self._registry)
 
     def _weight(self, layer: PlannedLayer) -> Array:
         return next(self._model.values(layer.source.read))[1]
 
-    def _place(self, layer: PlannedLayer, uses: list[Use]) -> OutputBias | NewBias | str:
-        """Where a shift of the layer's outputs can go, or why it cannot go anywhere."""
-        nodes = [site.node for site in layer.sites]
+    def _task(self, layer: PlannedLayer, uses: list[Use]) -> _Task:
+        settings, _ = self._config.settings_for(layer.decision.name, layer.decision.op_type)
+        criterion = self._registry.criterion(layer.decision.criterion)
         feeds = next(iter(self._samples)).feeds
-        form = self._form(uses)
-        bias = output_bias(self._model, self._network, nodes, uses[0].site.node, form, feeds, self._tracer)
-        if bias is not None:
-            return bias
-        computed = [use.site.node for use in uses]
-        obstacle = self._places.obstacle(nodes)
-        if not obstacle and self._model.several_graphs:
-            obstacle = "the SavedModel holds several graphs, which share the weight"
-        if not obstacle and not all(self._network.can_fetch(node) for node in nodes):
-            obstacle = "its weight is used in a loop or cond too"
-        if not obstacle and all(self._network.can_add(node) for node in computed):
-            new = new_bias(self._network, computed, nodes, form, feeds)
-            if new is not None:
-                return new
-        return f"no bias is added: {obstacle or 'its outputs have no place for one'}"
+        (form,) = Forms(self._network, uses[:1]).of(self._network.run([uses[0].data], feeds), feeds)
+        place: Place = ""
+        if criterion.needs == "statistics" or set(settings.repair) - {"batch-norm"}:
+            nodes, computed = [site.node for site in layer.sites], [use.site.node for use in uses]
+            place = self._shifts.place(nodes, computed, form, feeds)
+        config = attrs.evolve(self._config, repair=settings.repair)
+        return _Task(layer, uses, config, criterion, form, place, self._weight(layer))
 
-    def _shifted(self, shift: Array | None, place: OutputBias | NewBias | str, account: LayerAccount) -> LayerAccount:
-        """Store a shift of the outputs [blocks, N]."""
-        if shift is None or isinstance(place, str):
-            return account
-        if isinstance(place, OutputBias):
-            read, move = place.moved(shift)
-            self._network.set(place.edges, move(next(self._model.values(read))[1]))
-            self._change(read, move)
-            return account
-        value = place.value(shift)
-        if not value.any():
-            return account
-        for node in place.nodes:
-            if self._network.can_add(node):
-                self._network.add(node, value)
-        self.biases += place.added(value)
-        return attrs.evolve(account, bias_added=True)
-
-    def _solved(
-        self,
-        layer: PlannedLayer,
-        uses: list[Use],
-        weight: Array,
-        account: LayerAccount,
-        config: PruneConfig,
-        place: OutputBias | NewBias | str,
-    ) -> tuple[Array, Array | None, LayerAccount]:
-        """The weight as a criterion and a fit on sums over the inputs leave it, a shift of the outputs, the account."""
-        decision, source = layer.decision, uses[0].site.source
+    def _solved(self, task: _Task, account: LayerAccount) -> _Pruned:
+        """By sums over the inputs."""
+        decision, dense_path = task.layer.decision, task.config.target_path == "dense"
         assert decision.pattern is not None
-        dense_path = config.target_path == "dense"
-        collected = collect(self._network, uses, self._samples, decision.name, decision.pattern, dense_path)
         solved = solve_layer(
-            source.as_op_sees(weight),
-            collected,
-            self._registry.criterion(decision.criterion),
+            task.source.as_op_sees(task.weight),
+            collect(self._network, task.uses, self._samples, decision.name, decision.pattern, dense_path),
+            task.criterion,
             decision.pattern,
-            config,
+            task.config,
             account,
-            centered=not isinstance(place, str),
+            centered=not isinstance(task.place, str),
         )
-        pruned = source.as_stored(solved.weight).astype(weight.dtype, copy=False)
         account = solved.account
-        if isinstance(place, str) and account.damping:
-            account = account.noted(place)
-        return pruned, solved.shift, account
+        if isinstance(task.place, str) and account.damping:
+            account = account.noted(task.place)
+        return _Pruned(task.as_stored(solved.weight), solved.shift, account)
 
-    def _scaled(
-        self,
-        layer: PlannedLayer,
-        uses: list[Use],
-        weights: tuple[Array, Array],
-        account: LayerAccount,
-        config: PruneConfig,
-        place: OutputBias | NewBias | str,
-    ) -> tuple[Array, Array | None, LayerAccount]:
-        """Run the layer with both weights: the new one with the outputs' deviation restored if that is asked for, the
-        shift that restores their mean, the account."""
-        edges, dense_path = [site.source.tensor for site in layer.sites], config.target_path == "dense"
-        name, source, pruned = layer.decision.name, uses[0].site.source, weights[1]
-        sums = output_sums(self._network, uses, self._samples, name, (edges, *weights), dense_path=dense_path)
-        lost = sums.error()
-        account = attrs.evolve(
-            account,
-            error_before=lost if account.criterion == _WITHOUT_INPUTS else None,
-            error_mask=lost,
-            error_after=lost,
-            held_back=not account.damping,
-            shifted=False,
-        )
-        if "scale-shift" not in config.repair:
-            return pruned, None, account
-        if isinstance(place, str):
-            return pruned, None, account.noted(place)
-        found = fitted(sums, self._samples.count, guard=config.guard)
-        account = attrs.evolve(
-            account.noted(found.note), error_mask=found.error_mask, error_after=found.error, held_back=found.held_back
-        )
-        if account.error_before is not None:
-            account = attrs.evolve(account, error_before=found.error_mask)
+    def _measured(self, task: _Task, pruned: _Pruned) -> _Pruned:
+        """By what the layer makes of its inputs with either weight: what is lost, and, where that is asked for, mean
+        and deviation of its outputs restored."""
+        dense_path = task.config.target_path == "dense"
+        weights = task.edges, task.weight, pruned.weight
+        sums = output_sums(self._network, task.uses, self._samples, task.name, weights, dense_path=dense_path)
+        scaled = "scale-shift" in task.config.repair
+        if not scaled or isinstance(task.place, str):
+            note = task.place if scaled and isinstance(task.place, str) else ""
+            return attrs.evolve(pruned, account=pruned.account.noted(note).measured(sums.error()), shift=None)
+        found = scaled_outputs(sums, self._samples.count, guard=task.config.guard)
         if found.note:
-            return pruned, None, account
-        form = self._form(uses)
-        matrix = form.weight_matrix(source.as_op_sees(pruned)) * found.scale[:, None, :]
-        scaled = source.as_stored(form.weight_from_matrix(matrix)).astype(pruned.dtype, copy=False)
-        return scaled, found.shift, attrs.evolve(account, scaled=True, shifted=True)
-
-    def _form(self, uses: list[Use]) -> MatrixForm:
-        feeds = next(iter(self._samples)).feeds
-        return Forms(self._network, uses[:1]).of(self._network.run([uses[0].data], feeds), feeds)[0]
+            account = pruned.account.noted(found.note).measured(found.error_mask)
+            return attrs.evolve(pruned, account=account, shift=None)
+        matrix = task.form.weight_matrix(task.source.as_op_sees(pruned.weight)) * found.scale[:, None, :]
+        account = attrs.evolve(
+            pruned.account.measured(found.error_mask),
+            error_after=found.error,
+            held_back=True,
+            scaled=True,
+            shifted=True,
+        )
+        return _Pruned(task.as_stored(task.form.weight_from_matrix(matrix)), found.shift, account)

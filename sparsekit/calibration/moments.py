@@ -92,8 +92,7 @@ class Scaled:
 
     Attributes:
         scale, shift: [blocks, N].
-        error_mask, error: before and after, as shares of the energy of Y.
-        held_back: the errors are of rows that were not looked at.
+        error_mask, error: before and after, as shares of the energy of Y, on rows that were not looked at.
         note: why nothing is done, "" if something is.
     """
 
@@ -101,11 +100,10 @@ class Scaled:
     shift: Array
     error_mask: float
     error: float
-    held_back: bool
     note: str = ""
 
 
-def fitted(sums: OutputSums, samples: int, *, guard: bool) -> Scaled:
+def scaled_outputs(sums: OutputSums, samples: int, *, guard: bool) -> Scaled:
     """What restores mean and standard deviation of every output.
 
     Args:
@@ -124,7 +122,7 @@ def fitted(sums: OutputSums, samples: int, *, guard: bool) -> Scaled:
         note = f"mean and deviation are not restored from fewer than {FEWEST_ROWS} rows of outputs in either half"
     elif (guard or samples < FEW_SAMPLES) and after > before:
         note = f"with mean and deviation restored held-back samples lose {after:.3g}, with the mask alone {before:.3g}"
-    return Scaled(scale, shift, before, before if note else after, held_back or bool(note), note)
+    return Scaled(scale, shift, before, before if note else after, note)
 
 
 def output_sums(
