@@ -146,6 +146,10 @@ def bias_of(node: Node, tracer: Tracer) -> BiasSite | None:
             unchanging = index == 0 and not reader.attr("is_training", True)
             return _site(reader, reader.inputs[_MEAN], -1, factors, tracer) if unchanging else None
         if reader.op in _SUMS:
+            written_out = normalization(reader, tracer)
+            if written_out is not None and factors:
+                mean = written_out.mean
+                return BiasSite(mean.adder, mean.added, mean.edge, mean.way, mean.read, -1, factors[:-1])
             return _site(reader, others[0], 1, factors, tracer)
         if reader.op == "Sub" and index == 0:
             return _site(reader, others[0], -1, factors, tracer)

@@ -263,8 +263,9 @@ class _Run:
             return attrs.evolve(pruned, account=pruned.account.noted(note).measured(sums.error()), shift=None)
         found = scaled_outputs(sums, self._samples.count, guard=task.config.guard)
         if found.note:
-            account = pruned.account.noted(found.note).measured(found.error_mask)
-            return attrs.evolve(pruned, account=account, shift=None)
+            account = pruned.account.noted(found.note)
+            # What was fitted keeps the mean shift that belongs to the fit.
+            return attrs.evolve(pruned, account=account if account.damping else account.measured(found.error_mask))
         matrix = task.form.weight_matrix(task.source.as_op_sees(pruned.weight)) * found.scale[:, None, :]
         account = attrs.evolve(
             pruned.account.measured(found.error_mask),

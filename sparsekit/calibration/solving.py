@@ -79,8 +79,8 @@ def solve_layer(
         for matrix, statistics in zip(collected.layout.matrices(seen), collected.statistics, strict=True)
     ]
     solutions = [block.solution for block in blocks]
-    # A mean shift after a mask alone does harm; and there is one in scale-shift.
-    shifted = centered and all(solution.damping for solution in solutions) and "scale-shift" not in config.repair
+    # A mean shift after a mask alone does harm.
+    shifted = centered and all(solution.damping for solution in solutions)
     sizes = [solution.weight.size for solution in solutions]
     before, mask, after = np.average([block.errors for block in blocks], axis=0, weights=sizes).tolist()
     return SolvedLayer(
