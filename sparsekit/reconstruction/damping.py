@@ -24,6 +24,8 @@ _MASK_DAMPING = 0.03
 _COLUMNS = 32
 _ITERATIONS, _TOLERANCE = 25, 1e-4
 _LEAST, _MOST = 0.002, 1.0
+# What rounding leaves of an error that is none, as a share.
+_ROUNDING = 1e-12
 
 
 @attrs.frozen
@@ -171,4 +173,5 @@ class Scorer:
     def __call__(self, weight: Array) -> float:
         weight = weight.astype(np.float64, copy=False)
         error = np.vdot(weight, self.gram @ weight) - 2 * np.vdot(weight, self.target) + self.energy
-        return float(error) / self.energy if self.energy > 0 else 0.0
+        share = float(error) / self.energy if self.energy > 0 else 0.0
+        return share if abs(share) > _ROUNDING else 0.0

@@ -352,6 +352,51 @@ def test_a_saved_model_gets_its_biases_in_every_function_that_serves_it(exported
     assert all(account.shifted and not account.bias_added for account in again.accounts)
 
 
+def test_a_saved_model_of_tensorflow_1_gets_its_biases_in_its_main_graph(tmp_path: Path) -> None:
+    with v1.Session(graph=tf.Graph()) as session:
+        x = v1.placeholder(tf.float32, [None, 8], name="x")
+        h = tf.nn.relu(tf.matmul(x, v1.get_variable("one", initializer=normal(8, 8)), name="hidden"))
+        out = tf.nn.relu(tf.matmul(h, v1.get_variable("two", initializer=normal(8, 4)), name="last"))
+        session.run(v1.global_variables_initializer())
+        v1.saved_model.simple_save(session, str(tmp_path / "dense"), {"x": x}, {"out": out})
+    x = images()[:, 0, 0]
+    result = sparsekit.prune(tmp_path / "dense", calibration=x)
+    assert [account.bias_added for account in result.accounts] == [True, True]
+    result.save(tmp_path / "out")
+    assert sparsekit.verify(tmp_path / "out").ok
+    loaded = tf.saved_model.load(tmp_path / "out")
+    (eager,) = loaded.signatures["serving_default"](x=tf.constant(x)).values()
+    np.testing.assert_allclose(eager, through_a_session(tmp_path / "out", "serving_default", x), rtol=1e-4, atol=1e-5)
+    names = {change.name for change in sparsekit.diff(tmp_path / "dense", tmp_path / "out").structure}
+    assert {"hidden/sparsekit/bias", "last/sparsekit/bias"} < names
+
+
+class _Twice(tf.Module):
+    """Two functions use one weight; only one of them is a signature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = tf.Variable(normal(8, 4))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 8], name="x")])
+    def __call__(self, x: Any) -> Any:
+        return tf.nn.relu(tf.matmul(x, self.kernel, name="fc"))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 8], name="x")])
+    def other(self, x: Any) -> Any:
+        return tf.nn.tanh(tf.matmul(x, self.kernel, name="fc"))
+
+
+def test_a_weight_that_a_function_without_a_signature_may_use_gets_no_bias(tmp_path: Path) -> None:
+    module = _Twice()
+    tf.saved_model.save(module, str(tmp_path / "dense"), signatures=module.__call__)
+    result = sparsekit.prune(tmp_path / "dense", calibration=images()[:, 0, 0])
+    (account,) = result.accounts
+    assert not account.bias_added and "which no signature calls, may use its weight too" in account.note
+    result.save(tmp_path / "out")
+    assert sparsekit.diff(tmp_path / "dense", tmp_path / "out").only_weights
+
+
 def frozen(call: Any) -> Any:
     """A function as a GraphDef, its calls as they are."""
     concrete = tf.function(call).get_concrete_function(tf.TensorSpec([None, 8], name="x"))
