@@ -32,8 +32,9 @@ class LayerAccount:
         error_mask: the same of the weights that were kept, as they were before they were repaired (with
             "scale-shift": before that repair).
         held_back: the errors are of samples that the repairs have not seen: those of each half of the samples after a
-            fit to the other half (of up to 32 columns, with the mask that was written; with ``guard`` of the whole
-            layer with a mask of its own). False: of the samples that were fitted.
+            fit to the other half (of up to 32 columns, with the mask that was written). False: of the samples that were
+            fitted.
+        retained: the share of sum |w| of the weights that were kept, as they were.
         damping: the ridge that was used, 0 where none was.
         iterations: of the solver.
         seconds: of CPU time, the collection of its inputs included.
@@ -55,6 +56,7 @@ class LayerAccount:
     held_back: bool = False
     bias_added: bool = False
     scaled: bool = False
+    retained: float | None = None
     note: str = ""
 
     def noted(self, note: str) -> LayerAccount:
@@ -73,7 +75,7 @@ class LayerAccount:
     def worse(self) -> bool:
         """Its outputs lose more than with its mask alone, or with the weights that magnitude keeps."""
         others = [error for error in (self.error_before, self.error_mask) if error is not None]
-        return self.error_after is not None and bool(others) and self.error_after > min(others)
+        return self.error_after is not None and bool(others) and self.error_after > min(others) * (1 + 1e-6)
 
 
 @attrs.frozen
@@ -173,6 +175,7 @@ def accounts_table(accounts: Sequence[LayerAccount], normalizations: Sequence[No
             _number(account.error_mask, ".3%"),
             _number(account.error_after, ".3%"),
             "-" if account.error_after is None else "held back" if account.held_back else "fitted",
+            _number(account.retained, ".1%"),
             _number(account.damping or None, "g"),
             str(account.iterations),
             f"{account.seconds:.1f}",
@@ -188,6 +191,7 @@ def accounts_table(accounts: Sequence[LayerAccount], normalizations: Sequence[No
         "by its mask alone",
         "error",
         "of samples",
+        "retained |w|",
         "damping",
         "steps",
         "CPU s",
@@ -198,8 +202,8 @@ def accounts_table(accounts: Sequence[LayerAccount], normalizations: Sequence[No
     worse = [account.name for account in accounts if account.worse]
     if worse:
         names = ", ".join(f'"{name}"' for name in worse)
-        table += f"Worse than the mask alone: {', '.join(worse)}. To leave them dense: skip_layers = [{names}]; "
-        table += "to keep the mask alone: an override with repair = [], or guard = true for all layers.\n"
+        table += f"Worse than magnitude or than their mask alone: {', '.join(worse)}. To leave them dense: "
+        table += f"skip_layers = [{names}]; to keep the mask alone: an override with repair = [], or guard = true.\n"
     if normalizations:
         table += (
             f"Batch normalizations measured anew: {sum(n.updated for n in normalizations)} of {len(normalizations)}.\n"

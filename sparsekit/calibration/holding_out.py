@@ -43,7 +43,7 @@ def halves(statistics: Statistics) -> tuple[Statistics, Statistics] | None:
 def solved_anew(
     problem: LayerProblem, solution: Solution, solve: Callable[[LayerProblem], Solution]
 ) -> HeldBack | None:
-    """With mask and weights chosen anew on either half; None where there is one half alone.
+    """With mask and weights chosen anew on either half, with little effort; None where there is one half alone.
 
     Args:
         problem: the layer.
@@ -54,7 +54,7 @@ def solved_anew(
     def fit(half: LayerProblem) -> tuple[Array, Array]:
         # A half of the samples wants twice the damping, see `choose_damping`.
         damping = 2 * solution.damping if solution.damping else None
-        found = solve(attrs.evolve(half, damping=damping))
+        found = solve(attrs.evolve(half, damping=damping, effort="fast"))
         return found.mask, found.weight
 
     return _both_ways(problem, fit)

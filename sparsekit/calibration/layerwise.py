@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import attrs
+import numpy as np
 import numpy.typing as npt
 
 from sparsekit.artefact.model import Change, Model
@@ -188,10 +189,11 @@ class _Run:
                 pruned = self._measured(task, pruned)
         self._network.set(task.edges, pruned.weight)
         self._change([(layer.source.read, lambda _: pruned.weight)])
+        account = attrs.evolve(pruned.account, retained=_retained(task.weight, pruned.weight))
         if pruned.shift is None or isinstance(task.place, str):
-            return pruned.account
+            return account
         self._change(self._shifts.put(task.place, pruned.shift))
-        return attrs.evolve(pruned.account, bias_added=isinstance(task.place, NewBias) and bool(pruned.shift.any()))
+        return attrs.evolve(account, bias_added=isinstance(task.place, NewBias) and bool(pruned.shift.any()))
 
     def _handler(self, site: WeightSite) -> OpHandler:
         handler = self._registry.handler(site.node.op)
@@ -209,9 +211,11 @@ class _Run:
 
     def _by_weights(self, layer: PlannedLayer, account: LayerAccount) -> LayerAccount:
         change = self._by_score(layer, account.criterion)
-        self._network.set((site.source.tensor for site in layer.sites), change(self._weight(layer)))
+        weight = self._weight(layer)
+        pruned = change(weight)
+        self._network.set((site.source.tensor for site in layer.sites), pruned)
         self._change([(layer.source.read, change)])
-        return account
+        return attrs.evolve(account, retained=_retained(weight, pruned))
 
     def _by_score(self, layer: PlannedLayer, criterion: str = "") -> Callable[[Array], Array]:
         """What a criterion that goes by weights alone makes of a layer's weight."""
@@ -275,3 +279,9 @@ class _Run:
             shifted=True,
         )
         return _Pruned(task.as_stored(task.form.weight_from_matrix(matrix)), found.shift, account)
+
+
+def _retained(before: Array, after: Array) -> float:
+    """The share of sum |w| of the weights that are still there."""
+    whole = float(np.abs(before).sum(dtype=np.float64))
+    return float(np.abs(before).sum(dtype=np.float64, where=after != 0)) / whole if whole else 1.0

@@ -124,20 +124,21 @@ def _solve_block(problem: LayerProblem, criterion: Criterion, config: PruneConfi
     calibrated = criterion.needs == "statistics" or fits(config.repair)
     obstacle = _too_little(problem) if calibrated else ""
     solution = _magnitude(problem, obstacle) if obstacle else solve(problem)
-    few = int(problem.statistics.samples.sum()) < FEW_SAMPLES
-    held: HeldBack | None
-    if config.guard or (few and calibrated):
-        held = solved_anew(problem, solution, solve) if not solution.fallback else refitted_anew(problem, solution)
-    else:
-        held = refitted_anew(problem, solution)
-    if held is not None and not solution.fallback:
-        if config.guard and solution.damping and held.fitted > held.mask:
+    held = refitted_anew(problem, solution)
+    few = calibrated and int(problem.statistics.samples.sum()) < FEW_SAMPLES
+    judged = held
+    if not solution.fallback and (few or (config.guard and solution.damping)):
+        judged = solved_anew(problem, solution, solve)
+    if held is not None and judged is not None and not solution.fallback:
+        if config.guard and solution.damping and judged.fitted > judged.mask:
+            found = f"on held-back samples the fit loses {judged.fitted:.3g}, the mask alone {judged.mask:.3g}"
             better = held.mask <= held.magnitude
-            found = f"the guard: on held-back samples the fit loses {held.fitted:.3g}, the mask alone {held.mask:.3g}"
             mask = solution.mask if better else problem.magnitude_mask()
-            solution = attrs.evolve(assess(problem, mask, problem.weight, guard=False), fallback=found)
+            solution = attrs.evolve(
+                assess(problem, mask, problem.weight, guard=False), fallback=f"left alone by the guard: {found}"
+            )
             held = attrs.evolve(held, fitted=held.mask) if better else HeldBack(*[held.magnitude] * 3)
-        elif (solution.damping or few) and held.fitted > held.magnitude:
+        elif (solution.damping or few) and judged.fitted > judged.magnitude:
             solution = _magnitude(problem, "a fit is worse on held-back samples")
             held = HeldBack(*[held.magnitude] * 3)
     shift = mean_shift(problem.weight, solution.weight, problem.statistics, problem.target)

@@ -120,7 +120,11 @@ def test_scale_shift_after_a_score_makes_no_gram_matrix(criterion: str, monkeypa
     cfg = {"criterion": criterion, "repair": ["scale-shift"]}
     result = sparsekit.prune(bare_net(), cfg, calibration=images())
     assert sparsekit.verify(result.graph_def).ok
+    retained = {
+        fact.decision.name: fact.retained for fact in sparsekit.report(bare_net(), {"criterion": criterion}).layers
+    }
     for account in result.accounts:
+        assert account.retained == pytest.approx(retained[account.name])
         assert account.held_back and account.error_mask > 0 and account.error_after > 0  # type: ignore[operator]
     with pytest.raises(AssertionError, match="Gram"):
         sparsekit.prune(bare_net(), {"criterion": criterion, "repair": ["least-squares"]}, calibration=images())
@@ -447,7 +451,7 @@ def test_the_guard_rejects_a_fit_that_does_not_hold_on_held_back_samples() -> No
     cfg = {"criterion": "magnitude", "repair": ["least-squares"], "guard": True}
     rejected = sparsekit.prune(dense_layer(32, 8), cfg, calibration=list(opposed()))
     (account,) = rejected.accounts
-    assert "guard" in account.note and not account.shifted and account.damping == 0
+    assert "left alone by the guard" in account.note and not account.shifted and account.damping == 0
     assert account.error_after == account.error_mask and account.held_back and not account.worse
     assert sparsekit.diff(rejected.graph_def, sparsekit.prune(dense_layer(32, 8)).graph_def).identical
     kept = sparsekit.prune(bare_net(), {"guard": True}, calibration=images())
