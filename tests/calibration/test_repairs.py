@@ -208,6 +208,13 @@ def test_statistics_that_others_use_stay_and_the_account_says_so() -> None:
     assert "its mean is used by others too" in str(result)
 
 
+def test_few_samples_measure_no_statistics() -> None:
+    result = sparsekit.prune(normed_net(), {"criterion": "magnitude", "repair": ["batch-norm"]}, calibration=images(15))
+    assert [account.updated for account in result.normalizations] == [False, False]
+    assert "15 calibration samples are too few" in str(result)
+    assert sparsekit.diff(result.graph_def, sparsekit.prune(normed_net()).graph_def).identical
+
+
 def test_a_batch_normalization_that_was_folded_is_named() -> None:
     with tf.Graph().as_default() as graph:
         x = v1.placeholder(tf.float32, [None, 6, 6, 8], name="x")
@@ -312,18 +319,15 @@ def test_an_added_bias_is_found_when_it_is_pruned_again() -> None:
 
 
 def test_layers_behind_see_the_added_bias() -> None:
-    """The second layer is the least-squares fit on the inputs that it really gets."""
+    """The second layer keeps the mean that its dense weight has on the inputs that it really gets."""
     with tf.Graph().as_default() as graph:
         x = v1.placeholder(tf.float32, [None, 8], name="x")
         tf.nn.relu(tf.matmul(tf.matmul(x, constant(8, 8), name="one"), constant(8, 4), name="other"), name="out")
     x = images()[:, 0, 0]
-    dense = graph.as_graph_def()
-    cfg = {"override": [{"layers": ["other"], "criterion": "magnitude", "repair": ["scale-shift"]}]}
-    pruned = sparsekit.prune(dense, cfg, calibration=x).graph_def
-    data, outputs = fetched(pruned, ["one/sparsekit/bias", "other/sparsekit/bias"], x)
-    wanted = data @ normal(8, 4)
-    for one, other in zip(moments(wanted, -1), moments(outputs, -1), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
+    pruned = sparsekit.prune(graph.as_graph_def(), calibration=x).graph_def
+    raw, data, outputs = fetched(pruned, ["one", "one/sparsekit/bias", "other/sparsekit/bias"], x)
+    np.testing.assert_allclose(outputs.mean(0), (data @ normal(8, 4)).mean(0), atol=1e-3)
+    assert np.abs(outputs.mean(0) - (raw @ normal(8, 4)).mean(0)).max() > 0.01
 
 
 def test_an_op_that_is_asked_for_by_its_name_gets_no_bias() -> None:
@@ -457,6 +461,18 @@ def test_the_guard_rejects_a_fit_that_does_not_hold_on_held_back_samples() -> No
     kept = sparsekit.prune(bare_net(), {"guard": True}, calibration=images())
     assert not any(account.note for account in kept.accounts)
     assert sparsekit.diff(kept.graph_def, sparsekit.prune(bare_net(), calibration=images()).graph_def).identical
+
+
+def test_the_guard_rejects_scale_shift_where_that_loses_more() -> None:
+    """The outputs of the smallest weights have little to do with what they should be: amplified, they are further off."""
+    cfg = {"criterion": "inverted", "repair": ["scale-shift"]}
+    (account,) = sparsekit.prune(dense_layer(32, 8), cfg, calibration=normal(300, 32)).accounts
+    assert account.scaled and account.worse
+    guarded = sparsekit.prune(dense_layer(32, 8), {**cfg, "guard": True}, calibration=normal(300, 32))
+    (account,) = guarded.accounts
+    assert not account.scaled and not account.worse and "with mean and deviation restored" in account.note
+    alone = sparsekit.prune(dense_layer(32, 8), {"criterion": "inverted"})
+    assert sparsekit.diff(guarded.graph_def, alone.graph_def).identical
 
 
 @pytest.mark.parametrize(
