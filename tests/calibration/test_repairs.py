@@ -464,7 +464,7 @@ def test_the_guard_rejects_a_fit_that_does_not_hold_on_held_back_samples() -> No
 
 
 def test_the_guard_rejects_scale_shift_where_that_loses_more() -> None:
-    """The outputs of the smallest weights have little to do with what they should be: amplified, they are further off."""
+    """What the smallest weights give has little to do with what it should be: amplified, it is further off."""
     cfg = {"criterion": "inverted", "repair": ["scale-shift"]}
     (account,) = sparsekit.prune(dense_layer(32, 8), cfg, calibration=normal(300, 32)).accounts
     assert account.scaled and account.worse
