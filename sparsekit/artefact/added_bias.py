@@ -11,7 +11,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tensorflow.python.framework import op_def_registry
 
-from sparsekit.graph.node import GraphView, Node, ProtoGraph
+from sparsekit.graph.node import GraphView, Node
 
 Array: TypeAlias = NDArray[Any]
 Location: TypeAlias = tuple[str, str]
@@ -115,7 +115,7 @@ class Places:
         entered_elsewhere: functions that the graph does not call may be called all the same, by a loader.
     """
 
-    def __init__(self, view: ProtoGraph, outputs: Collection[str], *, entered_elsewhere: bool) -> None:
+    def __init__(self, view: GraphView, outputs: Collection[str], *, entered_elsewhere: bool) -> None:
         self._view = view
         self._outputs = outputs
         self._entered_elsewhere = entered_elsewhere

@@ -123,10 +123,9 @@ class Model(abc.ABC):
     def graph_obstacle(self) -> str:
         """Why nodes cannot be taken out of its graph, "" if they can."""
 
-    @property
-    def several_graphs(self) -> bool:
-        """Whether other graphs use its weights too."""
-        return False
+    def bias_obstacle(self) -> str:
+        """Why no biases can be added to its graph, "" if they can."""
+        return ""
 
     @abc.abstractmethod
     def with_biases(self, biases: Sequence[AddedBias]) -> Model:
@@ -351,9 +350,9 @@ class SavedModelFolder(Model):
             return f"holds several graphs ({tags}), which share their variables"
         return ""
 
-    @property
-    def several_graphs(self) -> bool:
-        return len(self._saved_model.meta_graphs) > 1
+    def bias_obstacle(self) -> str:
+        several = len(self._saved_model.meta_graphs) > 1
+        return "the SavedModel holds several graphs, which share the weight" if several else ""
 
     def with_biases(self, biases: Sequence[AddedBias]) -> SavedModelFolder:
         all_biases = (*self._biases, *biases)

@@ -54,8 +54,8 @@ class Shifts:
         return new or "no bias is added: its outputs have no place for one"
 
     def _obstacle(self, nodes: Sequence[Node]) -> str:
-        if self._model.several_graphs:
-            return "the SavedModel holds several graphs, which share the weight"
+        if obstacle := self._model.bias_obstacle():
+            return obstacle
         if not all(self._network.can_fetch(node) for node in nodes):
             return "its weight is used in a loop or cond too"
         if not all(self._network.can_add(node) for node in nodes):

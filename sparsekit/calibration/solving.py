@@ -14,7 +14,7 @@ from sparsekit.calibration.repairs import fits, repaired
 from sparsekit.config import PruneConfig
 from sparsekit.criterion import Criterion
 from sparsekit.pattern import Pattern
-from sparsekit.reconstruction import LayerProblem, Solution, assess, mean_shift
+from sparsekit.reconstruction import LayerProblem, Solution, assess, mean_shift, output_moments, scale_shift
 from sparsekit.reconstruction.damping import Scorer
 from sparsekit.result import LayerAccount
 
@@ -69,7 +69,7 @@ def solve_layer(
                 statistics=statistics,
                 pattern=pattern,
                 effort=config.effort,
-                target="dense" if config.target_path == "dense" else "own",
+                target="own" if collected.statistics[0].cross_gram is None else "dense",
                 centered=centered,
                 padding=collected.layout.padding,
             ),
@@ -98,6 +98,38 @@ def solve_layer(
             note="; ".join(dict.fromkeys(solution.fallback for solution in solutions if solution.fallback)),
         ),
     )
+
+
+def scaled_by_sums(seen: Array, solved: SolvedLayer, collected: Collected) -> SolvedLayer:
+    """Mean and deviation of a solved layer's outputs restored, by the sums over its inputs.
+
+    Args:
+        seen: the dense weight as the op sees it.
+        solved: the layer.
+        collected: its layout and statistics.
+    """
+    if any(halves(s) is None or min(s.rows[s.rows > 0]) < FEWEST_ROWS for s in collected.statistics):
+        return attrs.evolve(
+            solved, account=solved.account.noted("mean and deviation are not restored from so few rows")
+        )
+    dense, pruned = (collected.layout.matrices(weight) for weight in (seen, solved.weight))
+    weights, shifts, lost, energy = [], [], 0.0, 0.0
+    for before, after, statistics in zip(dense, pruned, collected.statistics, strict=True):
+        scale, shift = scale_shift(output_moments(before, statistics), output_moments(after, statistics))
+        weights.append((after * scale).astype(after.dtype))
+        shifts.append(shift)
+        gram, difference = statistics.total_gram(), before - weights[-1].astype(np.float64)
+        lost += float(np.vdot(difference, gram @ difference))
+        lost += statistics.total_rows * float(shift @ (shift - 2 * statistics.mean() @ difference))
+        energy += float(np.vdot(before, gram @ before.astype(np.float64)))
+    account = attrs.evolve(
+        solved.account,
+        error_after=max(lost, 0.0) / energy if energy > 0 else 0.0,
+        held_back=False,
+        scaled=True,
+        shifted=True,
+    )
+    return SolvedLayer(collected.layout.weight(weights), np.stack(shifts), account)
 
 
 @attrs.frozen(eq=False)
