@@ -172,8 +172,9 @@ def prune(
             to array, or arrays for a single input), a ``tf.data.Dataset``, a dict of arrays with all samples, or the
             path of an .npz with such arrays (or a pattern with ``*``, or a list of paths). Masks and weights are then
             chosen so that every layer's outputs on the samples stay what they are, layer by layer (``criterion``,
-            ``effort``, ``repair``, ``target_path``, ``order`` in the config); biases that follow layers take what their
-            means lose. The samples should be of those that the model was trained on, not those that it is judged by.
+            ``effort``, ``repair``, ``guard``, ``target_path``, ``order`` in the config); biases that follow layers take
+            what their means lose, and are added to a model at rest where there are none. The samples should be of those
+            that the model was trained on, not those that it is judged by.
             Of a live graph, the result's ``start`` loads what was chosen into the session that trains.
         session: of a live graph, with calibration: a session with the dense weights, restored or trained. It is read
             and stays as it is; as it does not see the masks, training takes a new one.
@@ -241,7 +242,11 @@ def prune(
             facts = gather(made, opened, registry, calibrated.changes)
             accounted = Report(source_of(model), made.plan, facts, accounts=calibrated.accounts)
             result = PruneResult(
-                made.plan, model=calibrated.model, accounts=calibrated.accounts, reporting=lambda: accounted
+                made.plan,
+                model=calibrated.model,
+                accounts=calibrated.accounts,
+                normalizations=calibrated.normalizations,
+                reporting=lambda: accounted,
             )
     if record is not None:
         write_whole(record, Record.of(result.plan).to_text().encode())

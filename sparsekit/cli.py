@@ -250,6 +250,8 @@ def prune(
     result.save(output)
     if as_json:
         accounts = {"accounts": plain(result.accounts)} if result.accounts else {}
+        if result.normalizations:
+            accounts["normalizations"] = plain(result.normalizations)
         click.echo(to_json(result.plan, summary=result.plan.summary(), **accounts))
     else:
         click.echo(str(result))

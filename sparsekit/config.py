@@ -65,10 +65,33 @@ _share = _must(
 _effort = _must(lambda value: value in ("fast", "normal", "high"), "fast, normal or high")
 _order = _must(lambda value: value in (None, "sequential", "one-pass"), "sequential or one-pass")
 _target_path = _must(lambda value: value in ("pruned", "dense"), "pruned or dense")
-_REPAIRS = ("auto", "least-squares")
-_repairs = _must(
-    lambda value: _is_names(value) and set(value) <= set(_REPAIRS), f"a list of repairs: {', '.join(_REPAIRS)}"
-)
+REPAIRS = ("auto", "least-squares", "scale-shift", "batch-norm")
+"""What ``repair`` may name, in the order in which they are done."""
+_OF_A_LAYER = REPAIRS[:-1]
+_EITHER_OR = (("auto", "least-squares"), ("auto", "scale-shift"))
+_repair_names = _must(_is_names, f"a list of repairs: {', '.join(REPAIRS)}")
+
+
+def _repairs(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    _repair_names(instance, attribute, value)
+    for name in value:
+        if name not in REPAIRS:
+            hint = near_matches(name, REPAIRS)
+            raise ConfigError(f"unknown repair '{name}'", where="repair", expected=", ".join(REPAIRS), hint=hint)
+        if value.count(name) > 1:
+            raise ConfigError(f"'{name}' twice", where="repair", expected="every repair once")
+    for one, other in _EITHER_OR:
+        if one in value and other in value:
+            hint = f"'auto' decides about the kept weights itself; say '{other}' alone to have that one always."
+            raise ConfigError(f"'{one}' and '{other}'", where="repair", expected="one of them", hint=hint)
+
+
+def _layer_repairs(instance: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    _repairs(instance, attribute, value)
+    if "batch-norm" in value:
+        found, expected = "'batch-norm' for some layers", ", ".join(_OF_A_LAYER)
+        hint = "It is for the whole network: say it in the config's own list."
+        raise ConfigError(found, where="repair", expected=expected, hint=hint)
 
 
 def _to_repairs(value: Any) -> Any:
@@ -89,6 +112,7 @@ class LayerSettings:
     criterion: str
     update_freq: int
     min_weights: int = 0
+    repair: tuple[str, ...] = ("auto",)
 
 
 @attrs.frozen
@@ -118,6 +142,7 @@ class Override:
         criterion: the name of the criterion that chooses what to keep.
         update_freq: choose the mask again every so many batches; 0 chooses once.
         min_weights: leave weights with fewer elements dense.
+        repair: with calibration: what is done to the kept weights.
         prune: false leaves the layers dense, true prunes them where the config otherwise does not.
 
     Raises:
@@ -134,6 +159,11 @@ class Override:
     criterion: str | None = attrs.field(default=None, validator=attrs.validators.optional(_text))
     update_freq: int | None = attrs.field(default=None, validator=attrs.validators.optional(_batches))
     min_weights: int | None = attrs.field(default=None, validator=attrs.validators.optional(_count))
+    repair: tuple[str, ...] | None = attrs.field(
+        default=None,
+        converter=attrs.converters.optional(_to_repairs),
+        validator=attrs.validators.optional(_layer_repairs),
+    )
     prune: bool | None = attrs.field(default=None, validator=attrs.validators.optional(_boolean))
 
     def __attrs_post_init__(self) -> None:
@@ -170,7 +200,13 @@ class PruneConfig:
         update_freq: choose the mask again every so many batches; 0, the default, chooses once.
         min_weights: leave weights with fewer elements dense; 0, the default, leaves none.
         effort: with calibration: how long a criterion may search: fast, normal or high.
-        repair: with calibration: what is done to the kept weights: ``auto``, or a list of ``least-squares``.
+        repair: with calibration: what is done to the weights that a criterion keeps. ``auto``: ``least-squares`` where
+            the criterion has not fitted them itself. Or a list, done in this order: ``least-squares`` (the kept weights
+            are fitted so that outputs stay, and a bias takes what their means lose), ``scale-shift`` (mean and standard
+            deviation of every output are restored; cheap), ``batch-norm`` (the statistics of batch normalizations are
+            measured anew in the pruned network).
+        guard: with calibration: keep a repair only where it does better than the mask alone on samples that it was not
+            fitted to. About twice the time.
         keep_dense: with calibration of a model at rest: the share of the multiply-adds of all layers to be pruned that
             may stay dense, spent where pruning costs most at the model's outputs; 0 leaves none, None, the default,
             is 0.01. Without calibration nothing tells these layers, and none stays; nor does one of a live graph,
@@ -201,6 +237,7 @@ class PruneConfig:
     effort: Literal["fast", "normal", "high"] = attrs.field(default="normal", validator=_effort)
     repair: tuple[str, ...] = attrs.field(default=("auto",), converter=_to_repairs, validator=_repairs)
     keep_dense: float | None = attrs.field(default=None, validator=attrs.validators.optional(_share))
+    guard: bool = attrs.field(default=False, validator=_boolean)
     target_path: Literal["pruned", "dense"] = attrs.field(default="pruned", validator=_target_path)
     order: Literal["sequential", "one-pass"] | None = attrs.field(default=None, validator=_order)
     prune: bool = attrs.field(default=True, validator=_boolean)

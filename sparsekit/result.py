@@ -35,35 +35,75 @@ class LayerAccount:
         name: the layer.
         criterion: what chose its weights.
         error_before: of the weights that magnitude alone keeps, on the calibration inputs: the share of the outputs'
-            energy that is lost. None where the layer was not calibrated.
+            energy that is lost. None where the layer was not calibrated, or its criterion is another one that goes by
+            weights alone.
         error_after: the same of the weights that were written.
-        retained: the share of the sum of ``|weight|`` of the dense weights that stay.
+        error_mask: the same of the weights that were kept, as they were before they were repaired (with
+            "scale-shift": before that repair).
+        held_back: the errors are of samples that the repairs have not seen: those of each half of the samples after a
+            fit to the other half (of up to 32 columns, with the mask that was written). False: of the samples that were
+            fitted.
+        retained: the share of sum |w| of the weights that were kept, as they were.
         damping: the ridge that was used, 0 where none was.
         iterations: of the solver.
         seconds: of CPU time; the collection of its inputs included, if it was not that of other layers too.
         shifted: its mean output was restored in the bias that follows.
+        bias_added: that bias was not there before.
+        scaled: the standard deviation of its outputs was restored, too.
         note: what stood in the way of something, "" if nothing did.
     """
 
     name: str = attrs.field(metadata=_shown("layer"))
     criterion: str = attrs.field(metadata=_shown("chosen by"))
     error_before: float | None = attrs.field(default=None, metadata=_shown("error by magnitude", ".3%"))
+    error_mask: float | None = attrs.field(default=None, metadata=_shown("by its mask alone", ".3%"))
     error_after: float | None = attrs.field(default=None, metadata=_shown("error", ".3%"))
+    held_back: bool = attrs.field(default=False, metadata=_shown("of unseen samples"))
     retained: float | None = attrs.field(default=None, metadata=_shown("retained |w|", ".1%"))
     damping: float = attrs.field(default=0.0, metadata=_shown("damping", "g"))
     iterations: int = attrs.field(default=0, metadata=_shown("steps", "d"))
     seconds: float = attrs.field(default=0.0, metadata=_shown("CPU s", ".1f"))
     shifted: bool = attrs.field(default=False, metadata=_shown("bias moved"))
+    bias_added: bool = attrs.field(default=False, metadata=_shown("bias added"))
+    scaled: bool = attrs.field(default=False, metadata=_shown("scaled"))
     note: str = ""
+
+    def noted(self, note: str) -> LayerAccount:
+        """The account with one more note; "" is none."""
+        return self if note in self.note else attrs.evolve(self, note=f"{self.note}; {note}" if self.note else note)
+
+    def measured(self, error: float) -> LayerAccount:
+        """The account with the error of the weights that were kept, as they were measured in the running model."""
+        by_magnitude = error if self.criterion == "magnitude" else None
+        held_back = not self.damping
+        return attrs.evolve(
+            self, error_before=by_magnitude, error_mask=error, error_after=error, held_back=held_back, shifted=False
+        )
 
     @property
     def worse(self) -> bool:
-        """Its error is larger than that of the weights that magnitude alone keeps."""
-        return (self.error_after or 0.0) > (self.error_before or 0.0)
+        """Its outputs lose more than with its mask alone, or with the weights that magnitude keeps."""
+        others = [error for error in (self.error_before, self.error_mask) if error is not None]
+        return self.error_after is not None and bool(others) and self.error_after > min(others) * (1 + 1e-6)
 
     def told(self) -> dict[str, str]:
         """Every field for people, by its title; "-" for what is not known."""
         return {title_of(field): told(field, getattr(self, field.name)) for field in attrs.fields(LayerAccount)}
+
+
+@attrs.frozen
+class NormalizationAccount:
+    """What the repair "batch-norm" did to one batch normalization.
+
+    Attributes:
+        name: the op that normalizes.
+        updated: its mean and its variance were measured anew and written.
+        note: why not, "" if they were.
+    """
+
+    name: str
+    updated: bool
+    note: str = ""
 
 
 def title_of(field: attrs.Attribute[Any]) -> str:
@@ -86,7 +126,11 @@ def worse_in_words(accounts: Sequence[LayerAccount]) -> str:
     worse = [account.name for account in accounts if account.worse]
     if not worse:
         return ""
-    return f"Worse than magnitude alone: {', '.join(worse)}. The config key skip_layers leaves them dense."
+    names = ", ".join(f'"{name}"' for name in worse)
+    return (
+        f"Worse than magnitude or than their mask alone: {', '.join(worse)}. To leave them dense: "
+        f"skip_layers = [{names}]; to keep the mask alone: an override with repair = [], or guard = true."
+    )
 
 
 @attrs.frozen(eq=False)
@@ -102,6 +146,7 @@ class PruneResult:
             variables were restored or initialized in another way.
         model: of a model at rest, the pruned one.
         accounts: with calibration, what it did to every layer, in the order in which they were treated.
+        normalizations: with the repair "batch-norm", what it did to every batch normalization behind pruned layers.
         calibrated: of a live graph, with calibration, what it chose; :meth:`start` loads it.
     """
 
@@ -110,6 +155,7 @@ class PruneResult:
     initializer: tf.Operation | None = attrs.field(default=None, repr=False)
     model: Model | None = attrs.field(default=None, repr=False)
     accounts: tuple[LayerAccount, ...] = attrs.field(default=(), repr=False)
+    normalizations: tuple[NormalizationAccount, ...] = attrs.field(default=(), repr=False)
     calibrated: CalibratedStart | None = attrs.field(default=None, repr=False)
     _reporting: Callable[[], Report] | None = attrs.field(default=None, repr=False)
 
@@ -202,7 +248,7 @@ class PruneResult:
         if self.model is not None:
             parts = [
                 str(self.plan),
-                accounts_table(self.accounts).rstrip() if self.accounts else "",
+                accounts_table(self.accounts, self.normalizations).rstrip() if self.accounts else "",
                 self._kept_dense(),
             ]
             return "\n".join(part for part in parts if part)
@@ -213,14 +259,24 @@ class PruneResult:
         if self.calibrated is None:
             return text
         return (
-            f"{text}\n{accounts_table(self.accounts)}In the new session, once its variables are initialized and the "
+            f"{text}\n{accounts_table(self.accounts, self.normalizations)}"
+            "In the new session, once its variables are initialized and the "
             "dense checkpoint is restored, call result.start(session). Without it masks are chosen by magnitude at the "
             "first batch, and all of the above is lost."
         )
 
 
-def accounts_table(accounts: Sequence[LayerAccount]) -> str:
+def accounts_table(accounts: Sequence[LayerAccount], normalizations: Sequence[NormalizationAccount] = ()) -> str:
     """What calibration did, a row a layer, and which layers it did not help."""
     rows = [list(account.told().values()) for account in accounts]
+    table = text_table([title_of(field) for field in attrs.fields(LayerAccount)], rows)
     worse = worse_in_words(accounts)
-    return text_table([title_of(field) for field in attrs.fields(LayerAccount)], rows) + (f"{worse}\n" if worse else "")
+    return "\n".join([table.rstrip(), *filter(None, [worse, normalizations_in_words(normalizations)])]) + "\n"
+
+
+def normalizations_in_words(accounts: Sequence[NormalizationAccount]) -> str:
+    """How many batch normalizations were measured anew, and why the others were not; "" if none was to be."""
+    if not accounts:
+        return ""
+    count = f"Batch normalizations measured anew: {sum(n.updated for n in accounts)} of {len(accounts)}."
+    return "\n".join([count, *(f"  {n.name}: {n.note}" for n in accounts if not n.updated)])

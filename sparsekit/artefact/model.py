@@ -6,7 +6,7 @@ import abc
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,6 +17,7 @@ from google.protobuf import text_format
 from numpy.typing import NDArray
 from tensorflow.core.protobuf import saved_model_pb2
 
+from sparsekit.artefact.added_bias import AddedBias
 from sparsekit.artefact.bundle import patch
 from sparsekit.artefact.bundle_copy import copy_without
 from sparsekit.artefact.deployed import DeployedLayer
@@ -60,6 +61,7 @@ class Model(abc.ABC):
         changes_later: changed values are only computed when it is saved.
         main_outputs: those of ``outputs`` that one run asks for: several signatures often compute the same.
         holds_more: whether the graph may hold more than its outputs need: savers, initializers, losses.
+        entered_elsewhere: whether functions that the graph does not call may be called by a loader.
     """
 
     source: str
@@ -67,6 +69,7 @@ class Model(abc.ABC):
     outputs: tuple[str, ...] | None = None
     main_outputs: tuple[str, ...] | None = None
     holds_more: bool = False
+    entered_elsewhere: bool = False
     changes_later = False
 
     @functools.cached_property
@@ -119,6 +122,14 @@ class Model(abc.ABC):
     @abc.abstractmethod
     def graph_obstacle(self) -> str:
         """Why nodes cannot be taken out of its graph, "" if they can."""
+
+    def bias_obstacle(self) -> str:
+        """Why no biases can be added to its graph, "" if they can."""
+        return ""
+
+    @abc.abstractmethod
+    def with_biases(self, biases: Sequence[AddedBias]) -> Model:
+        """The model with biases added to its graph; this one is not modified."""
 
     @abc.abstractmethod
     def changed(self, changes: Iterable[Change], edits: Edits | None = None) -> Model:
@@ -227,6 +238,9 @@ class FrozenGraph(Model):
             edits.change(read, functools.partial(self._changed_value, read, change))
         return FrozenGraph(rewritten(self.graph_def, edits), self.source)
 
+    def with_biases(self, biases: Sequence[AddedBias]) -> FrozenGraph:
+        return FrozenGraph(rewritten(self.graph_def, Edits(biases=tuple(biases))), self.source) if biases else self
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         return save_graph_def(self.graph_def, path)
 
@@ -240,10 +254,12 @@ class SavedModelFolder(Model):
         changes: what becomes of weights when it is saved.
         edited: its MetaGraphDef as it is saved; None: as it was read.
         forgotten: keys of the bundle that are not saved.
+        biases: added to its graph when it is saved.
     """
 
     changes_later = True
     holds_more = True
+    entered_elsewhere = True
 
     def __init__(
         self,
@@ -251,12 +267,14 @@ class SavedModelFolder(Model):
         changes: tuple[Change, ...] = (),
         edited: Any = None,
         forgotten: Collection[str] = (),
+        biases: tuple[AddedBias, ...] = (),
     ) -> None:
         self._saved_model = saved_model
         self._meta_graph = _served(saved_model)
         self._changes = changes
         self._edited = edited
         self._forgotten = frozenset(forgotten)
+        self._biases = biases
         self.source = str(saved_model.folder)
         self.graph_def = (edited or self._meta_graph).graph_def
         if edited is None:
@@ -332,10 +350,18 @@ class SavedModelFolder(Model):
             return f"holds several graphs ({tags}), which share their variables"
         return ""
 
+    def bias_obstacle(self) -> str:
+        several = len(self._saved_model.meta_graphs) > 1
+        return "the SavedModel holds several graphs, which share the weight" if several else ""
+
+    def with_biases(self, biases: Sequence[AddedBias]) -> SavedModelFolder:
+        all_biases = (*self._biases, *biases)
+        return SavedModelFolder(self._saved_model, self._changes, self._edited, self._forgotten, all_biases)
+
     def changed(self, changes: Iterable[Change], edits: Edits | None = None) -> SavedModelFolder:
         changes = (*self._changes, *changes)
         if edits is None:
-            return SavedModelFolder(self._saved_model, changes)
+            return SavedModelFolder(self._saved_model, changes, biases=self._biases)
         nodes = (self.view.node(name) for name in edits.removed)
         variables = {node.name for node in nodes if node is not None and node.op in VARIABLES}
         self._refuse_shared({key for name in variables for key in self._keys[name].keys}, variables)
@@ -394,18 +420,18 @@ class SavedModelFolder(Model):
                 yield key, change(value)
 
     def _write_graphs(self, copy: Path) -> None:
-        edits = Edits()
+        edits = Edits(biases=self._biases)
         for read, change in self._changes:
             if read.is_constant:
                 edits.change(read, functools.partial(self._changed_value, read, change))
-        if not edits.values and self._edited is None:
+        if not edits.values and not edits.biases and self._edited is None:
             return
         proto = type(self._saved_model.proto)()
         proto.CopyFrom(self._saved_model.proto)
         meta_graph = proto.meta_graphs[self._saved_model.meta_graphs.index(self._meta_graph)]
         if self._edited is not None:
             meta_graph.CopyFrom(self._edited)
-        if edits.values:
+        if edits.values or edits.biases:
             meta_graph.graph_def.CopyFrom(rewritten(self.graph_def, edits))
         file = copy / self._saved_model.file.name
         if file.suffix == ".pb":

@@ -1,4 +1,4 @@
-"""A GraphDef written anew with other constants, without some nodes. The input is never modified."""
+"""A GraphDef written anew with other constants, without some nodes, with some biases. The input is never modified."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from google.protobuf.message import Message
 from tensorflow.core.framework import graph_pb2
 
+from sparsekit.artefact.added_bias import AddedBias, added_biases
 from sparsekit.errors import ModelError
 from sparsekit.graph.order import input_node
 from sparsekit.graph.trace import Read
@@ -34,6 +35,8 @@ class Edits:
     """For a removed node, what its readers read instead."""
     added: list[tuple[str, str, Callable[[], np.ndarray]]] = attrs.Factory(list)
     """New constants of the main graph: (the constant to stand beside, name, value)."""
+    biases: tuple[AddedBias, ...] = ()
+    """What is added to the outputs of ops that stay."""
 
     def change(self, read: Read, value: Callable[[], np.ndarray]) -> None:
         """Give the constants that a weight is read from a new value; ``value`` is called once."""
@@ -74,6 +77,7 @@ def rewritten(graph_def: Any, edits: Edits) -> Any:
         for name, value in beside.get(old_name, ()):
             _copy(node, result.node, value)
             result.node[-1].name = name
+    added_biases(result.node, _biases_in("", edits))
     if graph_def.HasField("library"):
         _copy_library(graph_def.library, result.library, edits)
     return result
@@ -86,8 +90,12 @@ def _copy_field(name: str, content: Any, result: Any) -> None:
         setattr(result, name, content)
 
 
+def _biases_in(function: str, edits: Edits) -> dict[str, AddedBias]:
+    return {bias.location[1]: bias for bias in edits.biases if bias.location[0] == function}
+
+
 def _copy_library(library: Any, result: Any, edits: Edits) -> None:
-    edited = {function for function, _ in edits.values if function}
+    edited = {function for function, _ in (*edits.values, *(bias.location for bias in edits.biases)) if function}
     if not edited:
         result.CopyFrom(library)
         return
@@ -101,6 +109,7 @@ def _copy_library(library: Any, result: Any, edits: Edits) -> None:
             del copy.node_def[:]
             for node in function.node_def:
                 _copy(node, copy.node_def, edits.values.get((function.signature.name, node.name)))
+            added_biases(copy.node_def, _biases_in(function.signature.name, edits), copy.ret)
 
 
 def _copy(node: Any, nodes: Any, value: Callable[[], np.ndarray] | None) -> None:

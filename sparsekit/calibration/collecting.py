@@ -89,7 +89,7 @@ class Collector:
         self._layer = layer
         self._pattern = pattern
         self._dense_path = dense_path
-        self._forms = _Forms(network, uses)
+        self._forms = Forms(network, uses)
         self._layout: Layout | None = None
         self._sums: tuple[Statistics, ...] = ()
 
@@ -151,7 +151,7 @@ class Collector:
         return sums
 
 
-class _Forms:
+class Forms:
     """The matrix forms of ops, made again where the lengths of their data change."""
 
     def __init__(self, network: Network, uses: Sequence[Use]) -> None:

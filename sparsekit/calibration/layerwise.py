@@ -27,7 +27,7 @@ from sparsekit.one_shot import check_weights
 from sparsekit.planning import PlannedLayer, Planning
 from sparsekit.plugins import Registry
 from sparsekit.progress import estimated
-from sparsekit.result import LayerAccount
+from sparsekit.result import LayerAccount, NormalizationAccount
 
 
 @attrs.frozen(eq=False)
@@ -38,12 +38,14 @@ class Calibrated:
         model: the pruned model.
         planning: the layers that were pruned, and why others were left dense.
         accounts: of every pruned layer, in the order of the graph.
+        normalizations: of every batch normalization whose statistics were to be measured anew.
         changes: what became of stored values.
     """
 
     model: Model
     planning: Planning
     accounts: tuple[LayerAccount, ...]
+    normalizations: tuple[NormalizationAccount, ...]
     changes: tuple[Change, ...]
 
 
@@ -79,7 +81,10 @@ def prune_calibrated(
         from sparsekit.calibration.pipeline import prune_in_a_pipeline
 
         return prune_in_a_pipeline(model, planning, samples, config, registry, outputs, resume, beam)
-    with opened(model, outputs) as network, contextlib.closing(Samples(samples, network.inputs)) as batches:
+    with (
+        opened(model, outputs, slots_of(planning.layers)) as network,
+        contextlib.closing(Samples(samples, network.inputs)) as batches,
+    ):
         planning = with_layers_kept(planning, model, network, batches, config.keep_dense or 0, registry)
         finished = None
         if resume is not None:
@@ -93,7 +98,13 @@ def prune_calibrated(
         else:
             accounts = _prune_one_by_one(ordered, network, treatment, batches, config, finished)
         done = tuple(accounts)
-    return Calibrated(model.changed(treatment.changes), planning, done, tuple(treatment.changes))
+        normalizations = treatment.renormalize(planning.layers, batches) if "batch-norm" in config.repair else []
+    return Calibrated(treatment.result(), planning, done, tuple(normalizations), treatment.changes)
+
+
+def slots_of(layers: Iterable[PlannedLayer]) -> list[Node]:
+    """The ops behind which a bias may be added."""
+    return [site.node for layer in layers for site in layer.sites]
 
 
 def in_order_of_graph(model: Model, layers: Iterable[PlannedLayer]) -> list[PlannedLayer]:
@@ -131,8 +142,8 @@ def _prune_one_by_one(
                 account = treatment.by_weights(layer, obstacles[layer])
                 yield attrs.evolve(account, seconds=time.process_time() - begun)
             elif (solved := known.pop(layer, None)) is not None:
-                bias = treatment.bias(layer, uses[layer], treatment.form(uses[layer][0]))
-                yield treatment.apply(layer, uses[layer], solved, bias)
+                place = treatment.place(layer, uses[layer], treatment.form(uses[layer][0]))
+                yield treatment.apply(layer, uses[layer], solved, place)
             else:
                 yield _prune_one(layer, uses[layer], network, treatment, samples, config, finished)
             advance(cost)
@@ -150,9 +161,16 @@ def _prune_one(
     decision = layer.decision
     assert decision.pattern is not None
     begun = time.process_time()
-    collected = collect(network, uses, samples, decision.name, decision.pattern, config.target_path == "dense")
-    bias = treatment.bias(layer, uses, collected.layout.form)
-    solved = timed(treatment.solve(layer, uses[0], collected, bias is not None), begun)
+    form = treatment.form(uses[0])
+    place = treatment.place(layer, uses, form)
+    if treatment.goes_by_weights(layer):
+        solved = treatment.scored(layer, uses[0])
+    else:
+        collected = collect(network, uses, samples, decision.name, decision.pattern, config.target_path == "dense")
+        solved = treatment.solve(layer, uses[0], collected, not isinstance(place, str))
+    if treatment.goes_by_weights(layer) or treatment.scales(layer):
+        solved = treatment.measured(layer, uses, solved, place, form, samples)
+    solved = timed(solved, begun)
     if finished:
         finished.save(decision.name, solved)
-    return treatment.apply(layer, uses, solved, bias)
+    return treatment.apply(layer, uses, solved, place)

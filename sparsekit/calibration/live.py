@@ -18,7 +18,7 @@ from sparsekit.graph.node import FunctionView, LiveGraph
 from sparsekit.live import check_editable, prune_live
 from sparsekit.planning import LayerDecision, PlannedLayer, Planning
 from sparsekit.plugins import Registry
-from sparsekit.result import LayerAccount, PruneResult
+from sparsekit.result import LayerAccount, NormalizationAccount, PruneResult
 
 _REFRESHES = "magnitude"
 """Chooses again inside the graph, where what chose the start cannot."""
@@ -63,7 +63,13 @@ def prune_live_calibrated(
     result = prune_live(graph, _inside(chosen.planning, registry), registry, record)
     state = tuple(zip(chosen.masks, result.variables[::2], result.variables[1::2], strict=True))
     start = CalibratedStart(graph, chosen.values, state, chosen.others, session)
-    return attrs.evolve(result, plan=chosen.planning.plan, accounts=chosen.accounts, calibrated=start)
+    return attrs.evolve(
+        result,
+        plan=chosen.planning.plan,
+        accounts=chosen.accounts,
+        normalizations=chosen.normalizations,
+        calibrated=start,
+    )
 
 
 @attrs.frozen(eq=False)
@@ -75,6 +81,7 @@ class _Chosen:
     masks: Sequence[Array] = ()
     others: Mapping[str, int] = attrs.field(factory=dict)
     accounts: tuple[LayerAccount, ...] = ()
+    normalizations: tuple[NormalizationAccount, ...] = ()
 
 
 def _calibrated(
@@ -92,7 +99,7 @@ def _calibrated(
     assert isinstance(calibrated.model, LiveModel)
     values, masks = chosen_of(calibrated.model, calibrated.planning.layers)
     others = {name: checksum(value) for name, value in calibrated.model.others(values)}
-    return _Chosen(calibrated.planning, values, masks, others, calibrated.accounts)
+    return _Chosen(calibrated.planning, values, masks, others, calibrated.accounts, calibrated.normalizations)
 
 
 def _inside(planning: Planning, registry: Registry) -> Planning:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from sparsekit.artefact.added_bias import AddedBias
 from sparsekit.artefact.model import Array, Change, Model
 from sparsekit.artefact.rewriting import Edits
 from sparsekit.calibration import variables
@@ -142,6 +143,13 @@ class LiveModel(Model):
     def changed(self, changes: Iterable[Change], edits: Edits | None = None) -> LiveModel:
         assert edits is None
         return LiveModel(self.view, self._session, self.main_outputs or (), (*self.changes, *changes))
+
+    def bias_obstacle(self) -> str:
+        return "a live graph keeps its ops"
+
+    def with_biases(self, biases: Sequence[AddedBias]) -> LiveModel:
+        assert not biases
+        return self
 
     def graph_obstacle(self) -> str:
         return "is a live graph"

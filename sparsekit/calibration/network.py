@@ -14,6 +14,7 @@ import tensorflow as tf
 from sparsekit.artefact.model import Model
 from sparsekit.calibration.inlining import inlined, tensor_name
 from sparsekit.calibration.samples import ModelInput
+from sparsekit.calibration.slots import fed_name, sum_name, with_slots
 from sparsekit.errors import ModelError
 from sparsekit.graph.forward import OneRun
 from sparsekit.graph.node import Edge, FunctionView, Node
@@ -33,9 +34,17 @@ class Network:
             for all that it returns.
     """
 
-    def __init__(self, model: Model, session: Any, nested: Collection[str], outputs: Sequence[str] | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        session: Any,
+        nested: Collection[str],
+        outputs: Sequence[str] | None,
+        slots: Collection[str] = (),
+    ) -> None:
         self._session = session
         self._nested = nested
+        self._sums = {f"{name}:0": sum_name(name) for name in slots}
         self._weights: dict[str, Array] = {}
         self.outputs: tuple[str, ...] = tuple(outputs or model.main_outputs or _unread(model))
         self._run_of = OneRun(model.view, self.outputs)
@@ -76,6 +85,14 @@ class Network:
         for edge in edges:
             self._weights.pop(tensor_name(edge), None)
 
+    def can_add(self, node: Node) -> bool:
+        """Whether something can be added to the output of the node: it was opened with a slot there."""
+        return f"{node.path}:0" in self._sums
+
+    def add(self, node: Node, value: Array) -> None:
+        """Add a value to the output of a node, for all who read it, from now on."""
+        self._weights[fed_name(node.path)] = value
+
     def run(self, edges: Sequence[Edge], batch: Mapping[str, Array], *, dense: bool = False) -> list[Array]:
         """What flows along ``edges`` for one batch of inputs, given by their names.
 
@@ -87,7 +104,8 @@ class Network:
         Raises:
             ModelError: TensorFlow cannot run the model on it.
         """
-        return self._run([tensor_name(edge) for edge in edges], batch, dense)
+        names = map(tensor_name, edges)
+        return self._run([self._sums.get(name, name) for name in names], batch, dense)
 
     def run_outputs(self, batch: Mapping[str, Array], *, dense: bool = False) -> list[Array]:
         """The model's results for one batch of inputs."""
@@ -115,12 +133,13 @@ class Network:
 
 
 @contextlib.contextmanager
-def opened(model: Model, outputs: Sequence[str] | None = None) -> Iterator[Network]:
+def opened(model: Model, outputs: Sequence[str] | None = None, slots: Iterable[Node] = ()) -> Iterator[Network]:
     """A session with the model in it.
 
     Args:
         model: the model.
         outputs: the operations whose results a run asks for; None: those of the model.
+        slots: nodes to whose outputs something may be added; those in loops and conds get no slot.
 
     Raises:
         ModelError: TensorFlow cannot load the model.
@@ -128,6 +147,7 @@ def opened(model: Model, outputs: Sequence[str] | None = None) -> Iterator[Netwo
     # Not entered: samples are read meanwhile, and their own TensorFlow code must not land in this graph.
     graph_def = inlined(model.view)
     nested = in_v1_control_flow({node.name: node for node in graph_def.node})
+    with_slot = with_slots(graph_def, {node.path for node in slots} - nested)
     session = _v1.Session(graph=tf.Graph(), config=_config())
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(session):
         try:
@@ -135,7 +155,7 @@ def opened(model: Model, outputs: Sequence[str] | None = None) -> Iterator[Netwo
         except (tf.errors.OpError, ValueError, OSError) as error:
             message = str(error).partition("\n")[0]
             raise ModelError(f"TensorFlow cannot load it ({message})", where=model.source) from error
-        yield Network(model, session, nested, outputs)
+        yield Network(model, session, nested, outputs, with_slot)
 
 
 def _config() -> Any:

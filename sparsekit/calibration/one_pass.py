@@ -14,9 +14,9 @@ from sparsekit.calibration.cost import Cost, costs
 from sparsekit.calibration.layout import Layout
 from sparsekit.calibration.network import Network
 from sparsekit.calibration.ordered_sum import OrderedSum
+from sparsekit.calibration.placing import Place
 from sparsekit.calibration.resuming import FinishedLayers
 from sparsekit.calibration.samples import Batch, Samples
-from sparsekit.calibration.shifting import OutputBias
 from sparsekit.calibration.solving import SolvedLayer
 from sparsekit.calibration.treatment import Treatment
 from sparsekit.planning import PlannedLayer
@@ -44,7 +44,7 @@ class OnePassLayer:
         layer: of the plan.
         uses: the ops that use its weight in a run.
         layout: as matrices.
-        bias: where a shift of its mean outputs can be stored, None if nowhere.
+        place: where a shift of its mean outputs can be stored.
         sum_bytes: of its sums.
         data_bytes: of what flows into it for a batch.
         cost: its work.
@@ -53,7 +53,7 @@ class OnePassLayer:
     layer: PlannedLayer
     uses: tuple[Use, ...]
     layout: Layout
-    bias: OutputBias | None
+    place: Place
     sum_bytes: int
     data_bytes: int
     cost: Cost
@@ -83,7 +83,7 @@ def look_at(
         layer,
         tuple(uses),
         layout,
-        treatment.bias(layer, uses, layout.form),
+        treatment.place(layer, uses, layout.form),
         sum_bytes=8 * _FOLDS * blocks * size * (size + 1),
         data_bytes=sum(flow.nbytes for flow in flows),
         cost=cost,
@@ -177,7 +177,7 @@ def prune_in_one_pass(
             continue
         became = solved[layer]
         assert became is not None
-        yield treatment.apply(layer, uses[layer], became, seen[layer].bias)
+        yield treatment.apply(layer, uses[layer], became, seen[layer].place)
 
 
 def solver_of_this_process(
@@ -208,7 +208,7 @@ def solver_of_this_process(
                 for member in group:
                     collected = Collected(member.layout, totals.pop(0).total(len(parts)))
                     begun = time.process_time()
-                    solved = treatment.solve(member.layer, member.uses[0], collected, member.bias is not None)
+                    solved = treatment.solve(member.layer, member.uses[0], collected, not isinstance(member.place, str))
                     solved = timed(solved, begun)
                     if finished:
                         finished.save(member.name, solved)

@@ -24,7 +24,7 @@ from sparsekit.artefact.model import Model, open_model
 from sparsekit.calibration.collecting import Collected, Collector
 from sparsekit.calibration.files import FileBatch, npz_paths, read_npz
 from sparsekit.calibration.keeping import with_layers_kept
-from sparsekit.calibration.layerwise import Calibrated, in_order_of_graph
+from sparsekit.calibration.layerwise import Calibrated, in_order_of_graph, slots_of
 from sparsekit.calibration.layout import Layout
 from sparsekit.calibration.network import Network, opened
 from sparsekit.calibration.one_pass import (
@@ -93,6 +93,12 @@ def prune_in_a_pipeline(
         raise CalibrationError(
             "samples in memory" if paths is None else "a model in memory", where="beam", expected="files"
         )
+    if "batch-norm" in config.repair:
+        raise CalibrationError(
+            "'batch-norm', which takes one batch normalization after the other",
+            where="repair",
+            expected="other repairs",
+        )
     pipeline_options = PipelineOptions(list(options))
     runner = pipeline_options.view_as(StandardOptions).runner or _LOCAL
     if resume is None and runner != _LOCAL:
@@ -100,7 +106,7 @@ def prune_in_a_pipeline(
             f"{runner} without a folder for solved layers", where="resume", expected="one that all workers see"
         )
     with contextlib.ExitStack() as stack:
-        network = stack.enter_context(opened(model, outputs))
+        network = stack.enter_context(opened(model, outputs, slots_of(planning.layers)))
         if config.keep_dense:
             with contextlib.closing(Samples(paths, network.inputs)) as all_samples:
                 planning = with_layers_kept(planning, model, network, all_samples, config.keep_dense, registry)
@@ -135,7 +141,7 @@ def prune_in_a_pipeline(
         count = sum(batch.samples for batch in batches)
         ordered = in_order_of_graph(model, planning.layers)
         accounts = tuple(prune_in_one_pass(ordered, network, treatment, count, finished, solve))
-    return Calibrated(model.changed(treatment.changes), planning, accounts, tuple(treatment.changes))
+    return Calibrated(treatment.result(), planning, accounts, (), treatment.changes)
 
 
 @attrs.frozen(eq=False)
@@ -182,7 +188,10 @@ class _Work:
         return attrs.evolve(
             self,
             groups=tuple(tuple(layer.name for layer in group) for group in groups),
-            layers={layer.name: _LayerWork(layer.layout, _place(layer), layer.bias is not None) for layer in layers},
+            layers={
+                layer.name: _LayerWork(layer.layout, _place(layer), not isinstance(layer.place, str))
+                for layer in layers
+            },
         )
 
     @property

@@ -8,6 +8,11 @@ from sparsekit.reconstruction import LayerProblem, Solution, assess, choose_damp
 from sparsekit.reconstruction.damping import damp, goal_of
 
 
+def fits(repair: Collection[str]) -> bool:
+    """Whether weights may be fitted, for which sums over the inputs are needed, whatever the criterion."""
+    return not {"auto", "least-squares"}.isdisjoint(repair)
+
+
 def repaired(problem: LayerProblem, solution: Solution, repair: Collection[str]) -> Solution:
     """A criterion's solution after the repairs that the config asks for.
 

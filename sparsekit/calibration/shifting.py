@@ -1,4 +1,4 @@
-"""Shifts of a layer's mean outputs, stored in the bias that follows it."""
+"""Shifts of a layer's mean outputs, stored in the bias that follows it, or in one that is added."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from sparsekit.artefact.added_bias import AddedBias
 from sparsekit.artefact.model import Change, Model
 from sparsekit.calibration.bias import BiasSite, bias_of, read_elsewhere
 from sparsekit.calibration.network import Network
@@ -85,6 +86,80 @@ def output_bias(
             return None
         factor = factor * columns
     return OutputBias(bias, tuple(other.edge for other in biases), places, factor)
+
+
+@attrs.frozen(eq=False)
+class NewBias:
+    """A bias that can be added behind the ops of a layer.
+
+    Attributes:
+        nodes: the ops.
+        shape: what it has, to be broadcast to the output of each.
+        places: for every column [blocks, N] its place in the bias.
+        dtype: of the output.
+        along_last: it is a vector along the last axis of the output.
+    """
+
+    nodes: tuple[Node, ...]
+    shape: tuple[int, ...]
+    places: Array
+    dtype: Any
+    along_last: bool
+
+    def value(self, shift: Array) -> Array:
+        """The bias that adds ``shift`` [blocks, N] to the layer's outputs."""
+        flat = np.zeros(self.places.size)
+        flat[self.places.ravel()] = shift.ravel()
+        return flat.reshape(self.shape).astype(self.dtype)
+
+    def added(self, value: Array) -> list[AddedBias]:
+        """The edits of the graph: one for every op, however often its function is called."""
+        return [
+            AddedBias(location, value, self.along_last)
+            for location in dict.fromkeys(node.location for node in self.nodes)
+        ]
+
+
+def new_bias(
+    network: Network, uses: Sequence[Node], nodes: Sequence[Node], form: MatrixForm, feeds: Any
+) -> NewBias | None:
+    """A bias to be added behind a layer's ops, None where its outputs differ in shape from use to use.
+
+    Args:
+        network: runs the model.
+        uses: the ops that use the layer's weight and that a run computes.
+        nodes: all that use it.
+        form: the first one's matrix form.
+        feeds: inputs of the model, for the shapes.
+
+    Raises:
+        ModelError: TensorFlow cannot run the model on the inputs.
+    """
+    outputs = network.run([Edge(node, 0) for node in uses], feeds)
+    shape = outputs[0].shape
+    bias = _bias_shape(shape, form)
+    if any(other.ndim != len(shape) or _longer(bias, other.shape) for other in outputs):
+        return None
+    places = _by_column(np.arange(math.prod(bias)).reshape(bias), shape, shape, form)
+    if places is None or sorted(places.ravel()) != list(range(math.prod(bias))):
+        return None
+    return NewBias(tuple(nodes), bias, places, outputs[0].dtype, len(bias) == 1 and bias[0] > 1)
+
+
+def _bias_shape(shape: tuple[int, ...], form: MatrixForm) -> tuple[int, ...]:
+    """The shortest shape that has a place for every column: the other axes of the output are rows."""
+    lengths = []
+    for axis, length in enumerate(shape):
+        along = np.arange(length).reshape([-1 if i == axis else 1 for i in range(len(shape))])
+        lengths.append(1 if _by_column(along, shape, shape, form) is None else length)
+    while len(lengths) > 1 and lengths[0] == 1:
+        del lengths[0]
+    return tuple(lengths)
+
+
+def _longer(bias: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a bias has a length, other than one, that an output of that shape has not."""
+    return any(length not in (1, other) for length, other in zip(bias[::-1], shape[::-1], strict=False))
 
 
 def _by_column(

@@ -9,14 +9,21 @@ import numpy as np
 import numpy.typing as npt
 
 from sparsekit.calibration.collecting import Collected
-from sparsekit.calibration.repairs import repaired
+from sparsekit.calibration.holding_out import HeldBack, halves, refitted_anew, solved_anew
+from sparsekit.calibration.repairs import fits, repaired
 from sparsekit.config import PruneConfig
 from sparsekit.criterion import Criterion
 from sparsekit.pattern import Pattern
-from sparsekit.reconstruction import LayerProblem, Solution, mean_shift
+from sparsekit.reconstruction import LayerProblem, Solution, assess, mean_shift, output_moments, scale_shift
+from sparsekit.reconstruction.damping import Scorer
 from sparsekit.result import LayerAccount
 
 Array: TypeAlias = npt.NDArray[Any]
+
+FEWEST_ROWS = 4
+"""From fewer rows of inputs a fit can be worse than none."""
+FEW_SAMPLES = 16
+"""With fewer, what a criterion or a repair finds is compared with magnitude on samples that it has not seen."""
 
 
 @attrs.frozen(eq=False)
@@ -55,7 +62,7 @@ def solve_layer(
         account: of the layer, to be filled in.
         centered: a shift of the mean outputs can be stored.
     """
-    solved = [
+    blocks = [
         _solve_block(
             LayerProblem(
                 weight=matrix,
@@ -71,17 +78,20 @@ def solve_layer(
         )
         for matrix, statistics in zip(collected.layout.matrices(seen), collected.statistics, strict=True)
     ]
-    solutions = [solution for solution, _ in solved]
+    solutions = [block.solution for block in blocks]
     # A mean shift after a mask alone does harm.
     shifted = centered and all(solution.damping for solution in solutions)
     sizes = [solution.weight.size for solution in solutions]
+    before, mask, after = np.average([block.errors for block in blocks], axis=0, weights=sizes).tolist()
     return SolvedLayer(
         weight=collected.layout.weight([solution.weight for solution in solutions]),
-        shift=np.stack([shift for _, shift in solved]) if shifted else None,
+        shift=np.stack([block.shift for block in blocks]) if shifted else None,
         account=attrs.evolve(
             account,
-            error_before=float(np.average([solution.error_before for solution in solutions], weights=sizes)),
-            error_after=float(np.average([solution.error_after for solution in solutions], weights=sizes)),
+            error_before=before,
+            error_mask=mask,
+            error_after=after,
+            held_back=all(block.held_back for block in blocks),
             damping=max(solution.damping for solution in solutions),
             iterations=max(solution.iterations for solution in solutions),
             shifted=shifted,
@@ -90,7 +100,96 @@ def solve_layer(
     )
 
 
-def _solve_block(problem: LayerProblem, criterion: Criterion, config: PruneConfig) -> tuple[Solution, Array]:
-    """Weights, and what to add to the mean output of every column, [N]."""
-    solution = repaired(problem, criterion.solve(problem), config.repair)
-    return solution, mean_shift(problem.weight, solution.weight, problem.statistics, problem.target)
+def scaled_by_sums(seen: Array, solved: SolvedLayer, collected: Collected) -> SolvedLayer:
+    """Mean and deviation of a solved layer's outputs restored, by the sums over its inputs.
+
+    Args:
+        seen: the dense weight as the op sees it.
+        solved: the layer.
+        collected: its layout and statistics.
+    """
+    if any(halves(s) is None or min(s.rows[s.rows > 0]) < FEWEST_ROWS for s in collected.statistics):
+        return attrs.evolve(
+            solved, account=solved.account.noted("mean and deviation are not restored from so few rows")
+        )
+    dense, pruned = (collected.layout.matrices(weight) for weight in (seen, solved.weight))
+    weights, shifts, lost, energy = [], [], 0.0, 0.0
+    for before, after, statistics in zip(dense, pruned, collected.statistics, strict=True):
+        scale, shift = scale_shift(output_moments(before, statistics), output_moments(after, statistics))
+        weights.append((after * scale).astype(after.dtype))
+        shifts.append(shift)
+        gram, difference = statistics.total_gram(), before - weights[-1].astype(np.float64)
+        lost += float(np.vdot(difference, gram @ difference))
+        lost += statistics.total_rows * float(shift @ (shift - 2 * statistics.mean() @ difference))
+        energy += float(np.vdot(before, gram @ before.astype(np.float64)))
+    account = attrs.evolve(
+        solved.account,
+        error_after=max(lost, 0.0) / energy if energy > 0 else 0.0,
+        held_back=False,
+        scaled=True,
+        shifted=True,
+    )
+    return SolvedLayer(collected.layout.weight(weights), np.stack(shifts), account)
+
+
+@attrs.frozen(eq=False)
+class _Block:
+    """One matrix product of a layer.
+
+    Attributes:
+        solution: mask and weights.
+        shift: what to add to the mean output of every column, [N].
+        errors: of the magnitude mask, of the chosen mask alone, and of the solution.
+        held_back: the errors are of rows that were not fitted.
+    """
+
+    solution: Solution
+    shift: Array
+    errors: tuple[float, float, float]
+    held_back: bool
+
+
+def _solve_block(problem: LayerProblem, criterion: Criterion, config: PruneConfig) -> _Block:
+    def solve(problem: LayerProblem) -> Solution:
+        return repaired(problem, criterion.solve(problem), config.repair)
+
+    calibrated = criterion.needs == "statistics" or fits(config.repair)
+    obstacle = _too_little(problem) if calibrated else ""
+    solution = _magnitude(problem, obstacle) if obstacle else solve(problem)
+    held = refitted_anew(problem, solution)
+    few = calibrated and int(problem.statistics.samples.sum()) < FEW_SAMPLES
+    judged = held
+    if not solution.fallback and (few or (config.guard and solution.damping)):
+        judged = solved_anew(problem, solution, solve)
+    if held is not None and judged is not None and not solution.fallback:
+        if config.guard and solution.damping and judged.fitted > judged.mask:
+            found = f"on held-back samples the fit loses {judged.fitted:.3g}, the mask alone {judged.mask:.3g}"
+            better = held.mask <= held.magnitude
+            mask = solution.mask if better else problem.magnitude_mask()
+            solution = attrs.evolve(
+                assess(problem, mask, problem.weight, guard=False), fallback=f"left alone by the guard: {found}"
+            )
+            held = attrs.evolve(held, fitted=held.mask) if better else HeldBack(*[held.magnitude] * 3)
+        elif (solution.damping or few) and judged.fitted > judged.magnitude:
+            solution = _magnitude(problem, "a fit is worse on held-back samples")
+            held = HeldBack(*[held.magnitude] * 3)
+    shift = mean_shift(problem.weight, solution.weight, problem.statistics, problem.target)
+    # Without the energy of the dense path, shares are known up to a constant alone.
+    if held is not None and problem.target == "own":
+        return _Block(solution, shift, (held.magnitude, held.mask, held.fitted), True)
+    alone = Scorer.of(problem, problem.statistics)(np.where(solution.mask, problem.weight, 0))
+    return _Block(solution, shift, (solution.error_before, alone, solution.error_after), not solution.damping)
+
+
+def _magnitude(problem: LayerProblem, why: str) -> Solution:
+    return assess(problem, problem.magnitude_mask(), problem.weight, fallback=why)
+
+
+def _too_little(problem: LayerProblem) -> str:
+    """Why the rows are too few for anything to be learned from them, "" if they are not."""
+    rows = problem.statistics.total_rows
+    if rows < FEWEST_ROWS:
+        return f"fewer than {FEWEST_ROWS} rows of calibration inputs"
+    if halves(problem.statistics) is None and rows < problem.statistics.size:
+        return "one calibration sample, with fewer rows than the layer has inputs"
+    return ""

@@ -24,6 +24,8 @@ _MASK_DAMPING = 0.03
 _COLUMNS = 32
 _ITERATIONS, _TOLERANCE = 25, 1e-4
 _LEAST, _MOST = 0.002, 1.0
+# What rounding leaves of an error that is none, as a share.
+_ROUNDING = 1e-12
 
 
 @attrs.frozen
@@ -101,7 +103,7 @@ def choose_damping(problem: LayerProblem) -> Damping:
     if len(filled) < 2:
         return Damping(float(np.clip(shrinkage(problem.statistics), _LEAST, _MOST)), "shrinkage")
     # More than two folds are two halves.
-    some = _some_columns(problem)
+    some = attrs.evolve(problem, weight=problem.weight[:, some_columns(problem)])
     one, other = (attrs.evolve(some, statistics=problem.statistics.pooled(filled[half::2].tolist())) for half in (0, 1))
     errors = _held_out(one, other.statistics) + _held_out(other, one.statistics)
     best = int(errors[:-1].argmin())
@@ -120,14 +122,14 @@ def shrinkage(statistics: Statistics) -> float:
     return (products + squares) / (samples * squares) if squares > 0 else 1.0
 
 
-def _some_columns(problem: LayerProblem) -> LayerProblem:
-    """Evenly spaced in the order of their norms, so that the order of the outputs does not matter."""
+def some_columns(problem: LayerProblem) -> Array:
+    """Up to 32 columns, evenly spaced in the order of their norms, so that the order of the outputs does not matter."""
     columns = problem.weight.shape[1]
     if columns <= _COLUMNS:
-        return problem
+        return np.arange(columns)
     order = np.argsort(np.linalg.norm(problem.weight.astype(np.float64), axis=0), kind="stable")
-    chosen = order[np.linspace(0, columns - 1, _COLUMNS).round().astype(int)]
-    return attrs.evolve(problem, weight=problem.weight[:, chosen])
+    chosen: Array = order[np.linspace(0, columns - 1, _COLUMNS).round().astype(int)]
+    return chosen
 
 
 def _held_out(problem: LayerProblem, scored: Statistics) -> Array:
@@ -137,7 +139,7 @@ def _held_out(problem: LayerProblem, scored: Statistics) -> Array:
     goal = goal_of(problem.weight, gram, system.gram, cross)
     mask = problem.keep(goal / np.sqrt(system.inverse_diagonal)[:, None])
     working = system.gram.astype(problem.float_type, copy=False)
-    error = _Scorer.of(problem, scored)
+    error = Scorer.of(problem, scored)
     errors = np.zeros(len(GRID) + 1)
     for index, damping in enumerate(GRID):
         np.fill_diagonal(working, np.diagonal(gram) + ridge(gram, damping))
@@ -150,7 +152,7 @@ def _held_out(problem: LayerProblem, scored: Statistics) -> Array:
 
 
 @attrs.frozen(eq=False)
-class _Scorer:
+class Scorer:
     """tr(V'GV) - 2 tr(V'CW) + tr(W'CW), as a share of the last; C is G itself for the layer's own target."""
 
     gram: Array
@@ -158,7 +160,7 @@ class _Scorer:
     energy: float
 
     @classmethod
-    def of(cls, problem: LayerProblem, scored: Statistics) -> _Scorer:
+    def of(cls, problem: LayerProblem, scored: Statistics) -> Scorer:
         # The shift that goes into the bias comes from the rows of the fit.
         fitted = problem.statistics
         center, dense_center = (fitted.mean(), fitted.dense_mean()) if problem.centered else (None, None)
@@ -171,4 +173,5 @@ class _Scorer:
     def __call__(self, weight: Array) -> float:
         weight = weight.astype(np.float64, copy=False)
         error = np.vdot(weight, self.gram @ weight) - 2 * np.vdot(weight, self.target) + self.energy
-        return float(error) / self.energy if self.energy > 0 else 0.0
+        share = float(error) / self.energy if self.energy > 0 else 0.0
+        return share if abs(share) > _ROUNDING else 0.0

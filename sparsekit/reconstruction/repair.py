@@ -30,8 +30,13 @@ def output_moments(weight: npt.ArrayLike, statistics: Statistics) -> OutputMomen
     weight = np.asarray(weight, np.float64)
     mean = statistics.mean() @ weight
     mean_square = np.einsum("kn,kn->n", weight, statistics.total_gram() @ weight) / max(statistics.total_rows, 1)
+    return OutputMoments(mean, deviation(mean, mean_square))
+
+
+def deviation(mean: Array, mean_square: Array) -> Array:
+    """The standard deviation of what has this mean and this mean square; 0 where rounding alone is left."""
     variance = mean_square - np.square(mean)
-    return OutputMoments(mean, np.sqrt(np.where(variance > _ROUNDING * mean_square, variance, 0.0)))
+    return np.sqrt(np.where(variance > _ROUNDING * mean_square, variance, 0.0))
 
 
 def mean_shift(dense: npt.ArrayLike, pruned: npt.ArrayLike, statistics: Statistics, target: Target = "own") -> Array:

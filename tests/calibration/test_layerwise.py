@@ -68,7 +68,8 @@ def test_it_keeps_far_more_of_the_results_than_magnitude() -> None:
     assert sparsekit.verify(result.graph_def).ok
     assert errors(dense, result.graph_def) < 0.5 * errors(dense, sparsekit.prune(dense).graph_def)
     for account in result.accounts:
-        assert account.criterion == "admm" and not account.note
+        assert account.criterion == "admm"
+        assert account.note == ("no bias is added: its output is asked for by its name" if account.name == "fc" else "")
         assert account.error_after < account.error_before  # type: ignore[operator]
     assert [account.name for account in result.accounts] == ["conv", "normed", "up", "fc"]
 
@@ -262,31 +263,32 @@ def constant(*shape: int, seed: int = 0) -> Any:
     return tf.constant(normal(*shape, seed=seed))
 
 
+# Whether a bias must be added, where there is none that is one number for every channel.
 FOLLOWED_BY = {
-    "a bias": (True, lambda y: y + constant(8)),
-    "one that is subtracted": (True, lambda y: y - constant(8)),
-    "one laid out for broadcasting": (True, lambda y: y + tf.reshape(constant(8), [1, 1, 8])),
-    "a scale and a bias": (True, lambda y: y * constant(8, seed=1) + constant(8)),
-    "a scale for every position, and a bias": (False, lambda y: y * constant(8, 1) + constant(8)),
-    "a position, as many as channels": (False, lambda y: y + constant(8, 1)),
-    "noise and a bias": (False, lambda y: y * tf.random.uniform([8]) + constant(8)),
-    "a result that is larger": (False, lambda y: y[..., None] + constant(3)),
-    "nothing": (False, lambda y: tf.nn.relu(y)),
-    "a bias in another layout": (True, lambda y: tf.reshape(y, [-1, 8]) + constant(8)),
-    "a scale, and a bias in another layout": (True, lambda y: tf.reshape(y * constant(8), [-1, 8]) + constant(8)),
-    "a bias for every group of channels": (False, lambda y: tf.reshape(y, [-1, 4]) + constant(4)),
-    "a bias after channels and positions change places": (False, lambda y: tf.transpose(y, [0, 2, 1]) + constant(8)),
+    "a bias": (False, lambda y: y + constant(8)),
+    "one that is subtracted": (False, lambda y: y - constant(8)),
+    "one laid out for broadcasting": (False, lambda y: y + tf.reshape(constant(8), [1, 1, 8])),
+    "a scale and a bias": (False, lambda y: y * constant(8, seed=1) + constant(8)),
+    "a scale for every position, and a bias": (True, lambda y: y * constant(8, 1) + constant(8)),
+    "a position, as many as channels": (True, lambda y: y + constant(8, 1)),
+    "noise and a bias": (True, lambda y: y * tf.random.uniform([8]) + constant(8)),
+    "a result that is larger": (True, lambda y: y[..., None] + constant(3)),
+    "nothing": (True, lambda y: tf.nn.relu(y)),
+    "a bias in another layout": (False, lambda y: tf.reshape(y, [-1, 8]) + constant(8)),
+    "a scale, and a bias in another layout": (False, lambda y: tf.reshape(y * constant(8), [-1, 8]) + constant(8)),
+    "a bias for every group of channels": (True, lambda y: tf.reshape(y, [-1, 4]) + constant(4)),
+    "a bias after channels and positions change places": (True, lambda y: tf.transpose(y, [0, 2, 1]) + constant(8)),
 }
 
 
 @pytest.mark.parametrize("name", FOLLOWED_BY)
 def test_a_bias_is_one_number_for_every_output_channel(name: str) -> None:
-    shifted, follow = FOLLOWED_BY[name]
+    added, follow = FOLLOWED_BY[name]
     with tf.Graph().as_default() as graph:
         x = v1.placeholder(tf.float32, [None, 8, 8], name="x")
         follow(tf.einsum("btk,kc->btc", x, constant(8, 8, seed=7), name="layer"))
     result = sparsekit.prune(graph.as_graph_def(), calibration=samples()[:, :, 0].repeat(2, 1)[:, :8])
-    assert [account.shifted for account in result.accounts] == [shifted]
+    assert [(account.shifted, account.bias_added) for account in result.accounts] == [(True, added)]
     assert sparsekit.verify(result.graph_def).ok
 
 
