@@ -147,13 +147,13 @@ STRUCTURES = [
 ]
 
 
-@pytest.mark.parametrize(("kind_of_variables", "control_flow"), SETTINGS)
 @pytest.fixture
 def without_new_biases(monkeypatch: pytest.MonkeyPatch) -> None:
     """A live graph gets none, so that a frozen one must get none either if the two are to be compared."""
     monkeypatch.setattr(FrozenGraph, "bias_obstacle", lambda _: "left as a live graph is")
 
 
+@pytest.mark.parametrize(("kind_of_variables", "control_flow"), SETTINGS)
 @pytest.mark.usefixtures("without_new_biases")
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_the_start_is_what_the_frozen_graph_gets(
