@@ -53,6 +53,8 @@ class AddedBias:
         constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(self.value))
         total.name, total.op, total.device = self.name, self._kind, op.device
         total.attr["T"].type = dtype
+        if self.along_last:
+            total.attr["data_format"].s = b"NHWC"  # the last axis, whatever the rank
         source = f"{op.name}:{_output(op.op)}:0" if inside else op.name
         total.input.extend([source, f"{constant.name}:{_output('Const')}:0" if inside else constant.name])
         return constant, total

@@ -130,6 +130,21 @@ def test_scale_shift_after_a_score_makes_no_gram_matrix(criterion: str, monkeypa
         sparsekit.prune(bare_net(), {"criterion": criterion, "repair": ["least-squares"]}, calibration=images())
 
 
+def test_scale_shift_in_one_pass_goes_by_the_dense_networks_inputs(tmp_path: Path) -> None:
+    dense, x = bare_net(), images()
+    cfg = {**SCALE_SHIFT, "order": "one-pass", "skip_layers": ["up", "mixed/*", "fc"]}
+    result = sparsekit.prune(dense, cfg, calibration=x, resume=tmp_path)
+    (wanted,), (found,) = fetched(dense, ["conv"], x), fetched(result.graph_def, ["conv/sparsekit/bias"], x)
+    for one, other in zip(moments(wanted, -1), moments(found, -1), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-3)
+    (account,) = result.accounts
+    assert account.scaled and account.error_after == pytest.approx(
+        np.square(found - wanted).sum() / np.square(wanted).sum(), rel=1e-3
+    )
+    again = sparsekit.prune(dense, cfg, calibration=x, resume=tmp_path)
+    assert sparsekit.diff(result.graph_def, again.graph_def).identical and again.accounts[0].bias_added
+
+
 def test_the_mask_is_that_of_the_criterion_alone() -> None:
     scaled = sparsekit.prune(bare_net(), SCALE_SHIFT, calibration=images()).graph_def
     alone = sparsekit.prune(bare_net()).graph_def
