@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 import attrs
@@ -13,20 +14,19 @@ from sparsekit.pattern import Pattern
 
 def to_toml(config: PruneConfig) -> str:
     """The pattern, and every other key that does not have its default value."""
-    lines = [f"pattern = {_value(config.pattern)}"]
-    for field in _keys(PruneConfig):
-        value = getattr(config, field.name)
-        if field.name not in ("pattern", "override") and value != field.default:
-            lines.append(f"{field.name} = {_value(value)}")
+    lines = [f"pattern = {_value(config.pattern)}", *_said(config, but=("pattern", "override"))]
     for override in config.override:
-        said = {field.name: getattr(override, field.name) for field in _keys(Override)}
         lines += ["", "[[override]]"]
-        lines += [f"{key} = {_value(value)}" for key, value in said.items() if value not in (None, ())]
+        lines += _said(override)
     return "".join(f"{line}\n" for line in lines)
 
 
-def _keys(cls: type) -> list[attrs.Attribute[Any]]:
-    return [field for field in attrs.fields(cls) if field.eq]  # not compared: where a config came from
+def _said(settings: PruneConfig | Override, but: Collection[str] = ()) -> list[str]:
+    """A line for every key that does not have its default value."""
+    # Not compared: where a config came from.
+    keys = [field for field in attrs.fields(type(settings)) if field.eq and field.name not in but]
+    values = ((field, getattr(settings, field.name)) for field in keys)
+    return [f"{field.name} = {_value(value)}" for field, value in values if value != field.default]
 
 
 def _value(value: Any) -> str:

@@ -18,6 +18,11 @@ v1 = tf.compat.v1
 SCALE_SHIFT = {"criterion": "magnitude", "repair": ["scale-shift"]}
 
 
+def prune(model: Any, cfg: Any = None, **more: Any) -> Any:
+    """Of these small networks every layer, tiny ones too."""
+    return sparsekit.prune(model, {"keep_dense": 0, **(cfg or {})}, **more)
+
+
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype("f")
 
@@ -67,7 +72,7 @@ def test_scale_shift_gives_every_output_channel_the_moments_of_the_dense_network
     """target_path "dense" names the whole dense network, so that all layers can be compared with it at once."""
     dense, x = bare_net(), images()
     cfg = {"criterion": criterion, "repair": "scale-shift", "target_path": "dense"}
-    result = sparsekit.prune(dense, cfg, calibration=x)
+    result = prune(dense, cfg, calibration=x)
     assert sparsekit.verify(result.graph_def).ok
     names = list(LAYERS)
     wanted = fetched(dense, names, x)
@@ -83,8 +88,8 @@ def test_scale_shift_goes_by_the_layers_own_inputs_where_the_config_does() -> No
     """The second layer's moments are those of its dense weight on what the first, pruned, leaves it."""
     dense, x = bare_net(), images()
     first = {"override": [{"layers": ["up", "mixed/*", "fc"], "prune": False}], **SCALE_SHIFT}
-    upstream = sparsekit.prune(dense, first, calibration=x).graph_def
-    both = sparsekit.prune(dense, {"skip_layers": ["mixed/*", "fc"], **SCALE_SHIFT}, calibration=x).graph_def
+    upstream = prune(dense, first, calibration=x).graph_def
+    both = prune(dense, {"skip_layers": ["mixed/*", "fc"], **SCALE_SHIFT}, calibration=x).graph_def
     (wanted,), (found,) = fetched(upstream, ["up"], x), fetched(both, ["up/sparsekit/bias"], x)
     for one, other in zip(moments(wanted, -1), moments(found, -1), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-3 * np.abs(one).max())
@@ -102,7 +107,7 @@ def test_scale_shift_takes_the_bias_or_batch_normalization_that_is_there() -> No
         )
     dense, data = graph.as_graph_def(), images()
     cfg = {"target_path": "dense", **SCALE_SHIFT}
-    pruned = sparsekit.prune(dense, cfg, calibration=data, outputs=["bn"]).graph_def
+    pruned = prune(dense, cfg, calibration=data, outputs=["bn"]).graph_def
     assert sparsekit.diff(dense, pruned).only_weights
     for before, after in zip(
         fetched(dense, ["biased", "bn"], data), fetched(pruned, ["biased", "bn"], data), strict=True
@@ -118,7 +123,7 @@ def test_scale_shift_after_a_score_makes_no_gram_matrix(criterion: str, monkeypa
 
     monkeypatch.setattr(Statistics, "empty", refuse)
     cfg = {"criterion": criterion, "repair": ["scale-shift"]}
-    result = sparsekit.prune(bare_net(), cfg, calibration=images())
+    result = prune(bare_net(), cfg, calibration=images())
     assert sparsekit.verify(result.graph_def).ok
     retained = {
         fact.decision.name: fact.retained for fact in sparsekit.report(bare_net(), {"criterion": criterion}).layers
@@ -127,13 +132,13 @@ def test_scale_shift_after_a_score_makes_no_gram_matrix(criterion: str, monkeypa
         assert account.retained == pytest.approx(retained[account.name])
         assert account.held_back and account.error_mask > 0 and account.error_after > 0  # type: ignore[operator]
     with pytest.raises(AssertionError, match="Gram"):
-        sparsekit.prune(bare_net(), {"criterion": criterion, "repair": ["least-squares"]}, calibration=images())
+        prune(bare_net(), {"criterion": criterion, "repair": ["least-squares"]}, calibration=images())
 
 
 def test_scale_shift_in_one_pass_goes_by_the_dense_networks_inputs(tmp_path: Path) -> None:
     dense, x = bare_net(), images()
     cfg = {**SCALE_SHIFT, "order": "one-pass", "skip_layers": ["up", "mixed/*", "fc"]}
-    result = sparsekit.prune(dense, cfg, calibration=x, resume=tmp_path)
+    result = prune(dense, cfg, calibration=x, resume=tmp_path)
     (wanted,), (found,) = fetched(dense, ["conv"], x), fetched(result.graph_def, ["conv/sparsekit/bias"], x)
     for one, other in zip(moments(wanted, -1), moments(found, -1), strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-3)
@@ -141,13 +146,13 @@ def test_scale_shift_in_one_pass_goes_by_the_dense_networks_inputs(tmp_path: Pat
     assert account.scaled and account.error_after == pytest.approx(
         np.square(found - wanted).sum() / np.square(wanted).sum(), rel=1e-3
     )
-    again = sparsekit.prune(dense, cfg, calibration=x, resume=tmp_path)
+    again = prune(dense, cfg, calibration=x, resume=tmp_path)
     assert sparsekit.diff(result.graph_def, again.graph_def).identical and again.accounts[0].bias_added
 
 
 def test_the_mask_is_that_of_the_criterion_alone() -> None:
-    scaled = sparsekit.prune(bare_net(), SCALE_SHIFT, calibration=images()).graph_def
-    alone = sparsekit.prune(bare_net()).graph_def
+    scaled = prune(bare_net(), SCALE_SHIFT, calibration=images()).graph_def
+    alone = prune(bare_net()).graph_def
     weights = {n.name: n for n in alone.node if n.op == "Const"}
     for node in scaled.node:
         if node.op == "Const" and node.name in weights and node.attr["dtype"].type == 1:
@@ -188,7 +193,7 @@ def stored(graph_def: Any, name: str) -> np.ndarray:
 def test_batch_normalizations_get_the_moments_of_their_inputs_in_the_pruned_network(cfg: dict[str, Any]) -> None:
     """Of the second one, too, whose inputs depend on the first one's new statistics."""
     dense, x = normed_net(), images()
-    result = sparsekit.prune(dense, cfg, calibration=x)
+    result = prune(dense, cfg, calibration=x)
     pruned = result.graph_def
     assert sparsekit.diff(dense, pruned).only_weights
     inputs = fetched(pruned, ["a/conv", "b/conv"], x)
@@ -202,7 +207,7 @@ def test_batch_normalizations_get_the_moments_of_their_inputs_in_the_pruned_netw
 def test_batch_normalizations_before_all_pruned_layers_stay() -> None:
     dense = normed_net()
     cfg = {"criterion": "magnitude", "repair": ["batch-norm"], "skip_layers": ["a/conv"]}
-    result = sparsekit.prune(dense, cfg, calibration=images())
+    result = prune(dense, cfg, calibration=images())
     assert [account.name for account in result.normalizations] == ["b/bn"]
     assert (stored(result.graph_def, "a/mean") == stored(dense, "a/mean")).all()
 
@@ -214,7 +219,7 @@ def test_statistics_that_others_use_stay_and_the_account_says_so() -> None:
         tf.add(graph.get_tensor_by_name("a/mean:0"), 1.0, name="other")
     dense = graph.as_graph_def()
     cfg = {"criterion": "magnitude", "repair": ["batch-norm"]}
-    result = sparsekit.prune(dense, cfg, calibration=images(), outputs=["out", "other"])
+    result = prune(dense, cfg, calibration=images(), outputs=["out", "other"])
     first, second = result.normalizations
     assert not first.updated and first.note == "its mean is used by others too"
     assert second.updated
@@ -224,10 +229,10 @@ def test_statistics_that_others_use_stay_and_the_account_says_so() -> None:
 
 
 def test_few_samples_measure_no_statistics() -> None:
-    result = sparsekit.prune(normed_net(), {"criterion": "magnitude", "repair": ["batch-norm"]}, calibration=images(15))
+    result = prune(normed_net(), {"criterion": "magnitude", "repair": ["batch-norm"]}, calibration=images(15))
     assert [account.updated for account in result.normalizations] == [False, False]
     assert "15 calibration samples are too few" in str(result)
-    assert sparsekit.diff(result.graph_def, sparsekit.prune(normed_net()).graph_def).identical
+    assert sparsekit.diff(result.graph_def, prune(normed_net()).graph_def).identical
 
 
 def test_a_batch_normalization_that_was_folded_is_named() -> None:
@@ -236,7 +241,7 @@ def test_a_batch_normalization_that_was_folded_is_named() -> None:
         h = tf.multiply(tf.nn.conv2d(x, constant(3, 3, 8, 8), 1, "SAME", name="conv"), constant(8), name="scaled")
         tf.nn.relu(tf.add(h, constant(8), name="moved"), name="out")
     cfg = {"criterion": "magnitude", "repair": ["batch-norm"]}
-    (account,) = sparsekit.prune(graph.as_graph_def(), cfg, calibration=images()).normalizations
+    (account,) = prune(graph.as_graph_def(), cfg, calibration=images()).normalizations
     assert account.name == "moved" and not account.updated and "folded" in account.note
 
 
@@ -289,7 +294,7 @@ LOADERS = [
 
 def test_a_normalization_that_is_written_out_is_measured_for_both_loaders(exported: Path, tmp_path: Path) -> None:
     x = images()
-    result = sparsekit.prune(exported, {"repair": ["auto", "batch-norm"]}, calibration=x)
+    result = prune(exported, {"repair": ["auto", "batch-norm"]}, calibration=x)
     (account,) = result.normalizations
     assert account.updated
     result.save(tmp_path / "out")
@@ -306,7 +311,7 @@ def test_a_normalization_that_is_written_out_is_measured_for_both_loaders(export
 
 def test_an_added_bias_is_the_shift_of_the_mean_and_nothing_else() -> None:
     dense, x = bare_net(), images()
-    result = sparsekit.prune(dense, {"skip_layers": ["up", "mixed/*", "fc"]}, calibration=x)
+    result = prune(dense, {"skip_layers": ["up", "mixed/*", "fc"]}, calibration=x)
     (account,) = result.accounts
     assert account.shifted and account.bias_added and not account.note
     plain, biased, relu = fetched(result.graph_def, ["conv", "conv/sparsekit/bias", "Relu"], x)
@@ -325,8 +330,8 @@ def test_an_added_bias_is_the_shift_of_the_mean_and_nothing_else() -> None:
 
 
 def test_an_added_bias_is_found_when_it_is_pruned_again() -> None:
-    first = sparsekit.prune(bare_net(), calibration=images())
-    second = sparsekit.prune(first.graph_def, {"pattern": "1:4"}, calibration=images())
+    first = prune(bare_net(), calibration=images())
+    second = prune(first.graph_def, {"pattern": "1:4"}, calibration=images())
     assert all(account.bias_added for account in first.accounts)
     assert all(account.shifted and not account.bias_added for account in second.accounts)
     assert sparsekit.diff(first.graph_def, second.graph_def).only_weights
@@ -339,7 +344,7 @@ def test_layers_behind_see_the_added_bias() -> None:
         x = v1.placeholder(tf.float32, [None, 8], name="x")
         tf.nn.relu(tf.matmul(tf.matmul(x, constant(8, 8), name="one"), constant(8, 4), name="other"), name="out")
     x = images()[:, 0, 0]
-    pruned = sparsekit.prune(graph.as_graph_def(), calibration=x).graph_def
+    pruned = prune(graph.as_graph_def(), calibration=x).graph_def
     raw, data, outputs = fetched(pruned, ["one", "one/sparsekit/bias", "other/sparsekit/bias"], x)
     np.testing.assert_allclose(outputs.mean(0), (data @ normal(8, 4)).mean(0), atol=1e-3)
     assert np.abs(outputs.mean(0) - (raw @ normal(8, 4)).mean(0)).max() > 0.01
@@ -347,7 +352,7 @@ def test_layers_behind_see_the_added_bias() -> None:
 
 def test_an_op_that_is_asked_for_by_its_name_gets_no_bias() -> None:
     for outputs in (["out"], ["out", "fc"], None):
-        result = sparsekit.prune(bare_net(), calibration=images(), outputs=outputs)
+        result = prune(bare_net(), calibration=images(), outputs=outputs)
         account = result.accounts[-1]
         expected = outputs is None or "fc" not in outputs
         assert (account.name, account.bias_added) == ("fc", expected)
@@ -357,7 +362,7 @@ def test_an_op_that_is_asked_for_by_its_name_gets_no_bias() -> None:
 
 def test_a_saved_model_gets_its_biases_in_every_function_that_serves_it(exported: Path, tmp_path: Path) -> None:
     x, fresh = images(), images(50, seed=20)
-    result = sparsekit.prune(exported, calibration=x)
+    result = prune(exported, calibration=x)
     assert [account.bias_added for account in result.accounts] == [True, True, False], result.accounts
     assert result.accounts[-1].shifted
     result.save(tmp_path / "out")
@@ -366,12 +371,12 @@ def test_a_saved_model_gets_its_biases_in_every_function_that_serves_it(exported
     for other in others:
         np.testing.assert_allclose(other, first, rtol=1e-4, atol=1e-5)
     dense = LOADERS[0](exported, fresh)
-    sparsekit.prune(exported).save(tmp_path / "magnitude")
+    prune(exported).save(tmp_path / "magnitude")
     lost = {name: np.square(LOADERS[0](tmp_path / name, fresh) - dense).sum() for name in ("out", "magnitude")}
     assert lost["out"] < 0.5 * lost["magnitude"]
     changes = sparsekit.diff(exported, tmp_path / "out").structure
     assert any(change.name.endswith("sparsekit/bias") and "function" in change.where for change in changes)
-    again = sparsekit.prune(tmp_path / "out", calibration=x)
+    again = prune(tmp_path / "out", calibration=x)
     assert all(account.shifted and not account.bias_added for account in again.accounts)
 
 
@@ -383,7 +388,7 @@ def test_a_saved_model_of_tensorflow_1_gets_its_biases_in_its_main_graph(tmp_pat
         session.run(v1.global_variables_initializer())
         v1.saved_model.simple_save(session, str(tmp_path / "dense"), {"x": x}, {"out": out})
     x = images()[:, 0, 0]
-    result = sparsekit.prune(tmp_path / "dense", calibration=x)
+    result = prune(tmp_path / "dense", calibration=x)
     assert [account.bias_added for account in result.accounts] == [True, True]
     result.save(tmp_path / "out")
     assert sparsekit.verify(tmp_path / "out").ok
@@ -413,7 +418,7 @@ class _Twice(tf.Module):
 def test_a_weight_that_a_function_without_a_signature_may_use_gets_no_bias(tmp_path: Path) -> None:
     module = _Twice()
     tf.saved_model.save(module, str(tmp_path / "dense"), signatures=module.__call__)
-    result = sparsekit.prune(tmp_path / "dense", calibration=images()[:, 0, 0])
+    result = prune(tmp_path / "dense", calibration=images()[:, 0, 0])
     (account,) = result.accounts
     assert not account.bias_added and "which no signature calls, may use its weight too" in account.note
     result.save(tmp_path / "out")
@@ -430,7 +435,7 @@ def test_a_function_with_one_weight_gets_one_bias_however_often_it_is_called() -
     inner = tf.function(lambda x: tf.nn.relu(tf.matmul(x, constant(8, 8), name="fc")))
     graph_def = frozen(lambda x: tf.identity(inner(tf.tanh(inner(x))), name="out"))
     x = images()[:, 0, 0]
-    result = sparsekit.prune(graph_def, calibration=x, outputs=["out"])
+    result = prune(graph_def, calibration=x, outputs=["out"])
     assert [account.bias_added for account in result.accounts] == [True] * len(result.accounts)
     assert sparsekit.verify(result.graph_def, outputs=["out"]).ok
     (found,) = fetched(result.graph_def, ["out"], x)
@@ -440,7 +445,7 @@ def test_a_function_with_one_weight_gets_one_bias_however_often_it_is_called() -
 def test_a_function_that_is_called_with_several_weights_gets_none() -> None:
     inner = tf.function(lambda x, w: tf.nn.relu(tf.matmul(x, w, name="fc")))
     graph_def = frozen(lambda x: tf.identity(inner(inner(x, constant(8, 8)), constant(8, 8, seed=3)), name="out"))
-    result = sparsekit.prune(graph_def, calibration=images()[:, 0, 0], outputs=["out"])
+    result = prune(graph_def, calibration=images()[:, 0, 0], outputs=["out"])
     assert len(result.accounts) == 2
     for account in result.accounts:
         assert not account.bias_added and "is called with other weights too" in account.note
@@ -468,25 +473,25 @@ def opposed(count: int = 64) -> np.ndarray:
 
 def test_the_guard_rejects_a_fit_that_does_not_hold_on_held_back_samples() -> None:
     cfg = {"criterion": "magnitude", "repair": ["least-squares"], "guard": True}
-    rejected = sparsekit.prune(dense_layer(32, 8), cfg, calibration=list(opposed()))
+    rejected = prune(dense_layer(32, 8), cfg, calibration=list(opposed()))
     (account,) = rejected.accounts
     assert "left alone by the guard" in account.note and not account.shifted and account.damping == 0
     assert account.error_after == account.error_mask and account.held_back and not account.worse
-    assert sparsekit.diff(rejected.graph_def, sparsekit.prune(dense_layer(32, 8)).graph_def).identical
-    kept = sparsekit.prune(bare_net(), {"guard": True}, calibration=images())
+    assert sparsekit.diff(rejected.graph_def, prune(dense_layer(32, 8)).graph_def).identical
+    kept = prune(bare_net(), {"guard": True}, calibration=images())
     assert not any(account.note for account in kept.accounts)
-    assert sparsekit.diff(kept.graph_def, sparsekit.prune(bare_net(), calibration=images()).graph_def).identical
+    assert sparsekit.diff(kept.graph_def, prune(bare_net(), calibration=images()).graph_def).identical
 
 
 def test_the_guard_rejects_scale_shift_where_that_loses_more() -> None:
     """What the smallest weights give has little to do with what it should be: amplified, it is further off."""
     cfg = {"criterion": "inverted", "repair": ["scale-shift"]}
-    (account,) = sparsekit.prune(dense_layer(32, 8), cfg, calibration=normal(300, 32)).accounts
+    (account,) = prune(dense_layer(32, 8), cfg, calibration=normal(300, 32)).accounts
     assert account.scaled and account.worse
-    guarded = sparsekit.prune(dense_layer(32, 8), {**cfg, "guard": True}, calibration=normal(300, 32))
+    guarded = prune(dense_layer(32, 8), {**cfg, "guard": True}, calibration=normal(300, 32))
     (account,) = guarded.accounts
     assert not account.scaled and not account.worse and "with mean and deviation restored" in account.note
-    alone = sparsekit.prune(dense_layer(32, 8), {"criterion": "inverted"})
+    alone = prune(dense_layer(32, 8), {"criterion": "inverted"})
     assert sparsekit.diff(guarded.graph_def, alone.graph_def).identical
 
 
@@ -499,7 +504,7 @@ def test_errors_are_those_of_samples_that_were_not_seen(cfg: dict[str, Any]) -> 
     mixing = normal(20, 48, seed=3)
     draw = lambda count, seed: (normal(count, 20, seed=seed) @ mixing + normal(count, 48, seed=seed + 1)).astype("f")  # noqa: E731
     x, fresh = draw(64, 1), draw(2000, 5)
-    result = sparsekit.prune(dense, cfg, calibration=x)
+    result = prune(dense, cfg, calibration=x)
     (account,) = result.accounts
     assert account.held_back
     (before,), (after,) = fetched(dense, ["fc"], fresh), fetched(result.graph_def, ["fc/sparsekit/bias"], fresh)
@@ -536,11 +541,11 @@ def test_layers_that_got_worse_are_named_with_the_way_to_leave_them_out() -> Non
 )
 def test_few_samples_are_never_worse_than_magnitude_on_fresh_ones(cfg: dict[str, Any], count: int) -> None:
     dense = dense_layer(32, 24)
-    plain = sparsekit.prune(dense).graph_def
+    plain = prune(dense).graph_def
     mixing = normal(12, 32, seed=3)
     for seed in range(3):
         every = (np.abs(normal(1000, 12, seed=seed)) @ mixing + normal(1000, 32, seed=seed + 9)).astype("f")
-        pruned = sparsekit.prune(dense, cfg, calibration=every[:count])
+        pruned = prune(dense, cfg, calibration=every[:count])
         assert sparsekit.verify(pruned.graph_def).ok
         fresh = every[count:]
         name = "fc/sparsekit/bias" if pruned.accounts[0].bias_added else "fc"
@@ -560,7 +565,7 @@ def test_few_samples_are_never_worse_than_magnitude_on_fresh_ones(cfg: dict[str,
 @pytest.mark.parametrize("criterion", ["admm", "magnitude"])
 def test_constant_inputs_and_single_samples_are_no_trouble(x: np.ndarray, repair: Any, criterion: str) -> None:
     for net in (bare_net(), normed_net()):
-        result = sparsekit.prune(net, {"criterion": criterion, "repair": repair}, calibration=x)
+        result = prune(net, {"criterion": criterion, "repair": repair}, calibration=x)
         assert sparsekit.verify(result.graph_def).ok
         for node in result.graph_def.node:
             if node.op == "Const" and node.attr["dtype"].type == 1:
@@ -574,7 +579,7 @@ def test_what_is_not_finite_is_refused_with_the_name_of_the_layer(cfg: dict[str,
     x = images()
     x[3, 0, 0, 0] = np.inf
     with pytest.raises(sparsekit.SparsekitError, match=r"^conv: .*calibration (inputs|samples).*NaN or infin"):
-        sparsekit.prune(bare_net(), cfg, calibration=x)
+        prune(bare_net(), cfg, calibration=x)
 
 
 # --- the config ------------------------------------------------------------------------------------------
@@ -600,7 +605,7 @@ def test_lists_of_repairs_that_cannot_be_meant_are_errors(repair: Any, message: 
 
 def test_repairs_may_differ_from_layer_to_layer() -> None:
     cfg = {"criterion": "magnitude", "repair": [], "override": [{"layers": ["up"], "repair": "scale-shift"}]}
-    result = sparsekit.prune(bare_net(), cfg, calibration=images())
+    result = prune(bare_net(), cfg, calibration=images())
     assert [account.name for account in result.accounts if account.scaled] == ["up"]
     with pytest.raises(sparsekit.ConfigError, match="'batch-norm' for some layers"):
         sparsekit.plan(bare_net(), {"override": [{"layers": ["conv"], "repair": "batch-norm"}]})
