@@ -235,5 +235,5 @@ def test_results_of_layers_are_not_fetched_batch_after_batch(monkeypatch: pytest
     for number in range(3):
         # Where a bias can be added, what is fetched is the sum behind the layer.
         names = (f"layer{number}:0", f"layer{number}/sparsekit/bias:0")
-        assert 0 < sum(fetched.count(name) for name in names) <= 3
+        assert 0 < sum(fetched.count(name) for name in names) <= 4
     assert sum(name.startswith(("x", "Relu")) for name in fetched) >= batches
