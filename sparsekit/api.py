@@ -29,6 +29,8 @@ from sparsekit.reporting.gather import gather, gather_deployed
 from sparsekit.result import LayerAccount, PruneResult
 from sparsekit.stripping import strip_masks
 from sparsekit.target import ChosenTarget, TargetProfile, choose_target, warn_or_refuse
+from sparsekit.training.masked_model import MaskedModel
+from sparsekit.training.tracing import TracedModel, is_trainable, trace
 from sparsekit.verification import Verification, verify_deployed, verify_model
 from sparsekit.writing import write_whole
 
@@ -38,7 +40,14 @@ Config: TypeAlias = PruneConfig | Mapping[str, Any] | Path | None
 __all__ = ["diff", "plan", "prune", "report", "save", "strip", "verify"]
 
 
-def plan(model: Any, cfg: Config = None, *, outputs: Any = None, target: str | None = None) -> Plan:
+def plan(
+    model: Any,
+    cfg: Config = None,
+    *,
+    outputs: Any = None,
+    target: str | None = None,
+    input_signature: Any = None,
+) -> Plan:
     """Decide what :func:`prune` would do, and edit nothing.
 
     Args:
@@ -61,7 +70,7 @@ def plan(model: Any, cfg: Config = None, *, outputs: Any = None, target: str | N
         TargetError: an unknown target.
     """
     with _naming(model):
-        settings = _Settings.of(cfg, target)
+        settings = _Settings.of(cfg, target, input_signature)
         deployed = read_deployed(model)
         if deployed is not None:
             return plan_deployed(deployed, settings.config, settings.profile)
@@ -75,6 +84,7 @@ def report(
     outputs: Any = None,
     target: str | None = None,
     estimates: Iterable[Estimate] = (),
+    input_signature: Any = None,
 ) -> Report:
     """The plan together with what it means: per layer and in total, weights, density, groups, multiply-adds.
 
@@ -91,7 +101,7 @@ def report(
             cannot be read.
     """
     with _naming(model):
-        settings = _Settings.of(cfg, target)
+        settings = _Settings.of(cfg, target, input_signature)
         deployed = read_deployed(model)
         if deployed is not None:
             made = plan_deployed(deployed, settings.config, settings.profile)
@@ -111,7 +121,8 @@ def prune(
     record: Path | None = None,
     strict_target: bool = False,
     calibration: Any = None,
-) -> PruneResult:
+    input_signature: Any = None,
+) -> PruneResult | MaskedModel:
     """Prune a live graph for retraining, or a model at rest in one shot.
 
     A ``tf.Graph``, training or inference, is edited in place: masks are inserted. Call it before gradients are built.
@@ -150,12 +161,14 @@ def prune(
     """
     registry = default_registry()
     with _naming(model):
-        settings = _Settings.of(cfg, target)
+        settings = _Settings.of(cfg, target, input_signature)
         if calibration is not None:
             settings = attrs.evolve(settings, config=settings.config.calibrated())
         planning, opened = _decide(model, settings, outputs)
         patterns = {str(decision.pattern) for decision in planning.plan.pruned} or {"2:4"}
         warn_or_refuse(settings.chosen, registry.profiles, patterns=sorted(patterns), strict=strict_target)
+        if isinstance(opened, TracedModel):
+            return MaskedModel(model, opened, planning, settings.config, registry)
         if opened is None:
             if calibration is not None:
                 found = "calibration samples for a live graph"
@@ -182,11 +195,13 @@ class _Settings:
 
     config: PruneConfig
     chosen: ChosenTarget | None
+    input_signature: Any = None
 
     @classmethod
-    def of(cls, cfg: Config, target: str | None) -> _Settings:
+    def of(cls, cfg: Config, target: str | None, input_signature: Any = None) -> _Settings:
         config = load_config(cfg)
-        return cls(config, choose_target(target, config.target, os.environ, default_registry().profiles))
+        chosen = choose_target(target, config.target, os.environ, default_registry().profiles)
+        return cls(config, chosen, input_signature)
 
     @property
     def profile(self) -> TargetProfile | None:
@@ -198,10 +213,14 @@ def _decide(model: Any, settings: _Settings, outputs: Any) -> tuple[Planning, Mo
     """The plan of a live graph or of a model at rest, the latter opened."""
     registry, names = default_registry(), output_names(outputs)
     config, profile = settings.config, settings.profile
-    if not (isinstance(model, (str, os.PathLike)) or is_graph_def(model)):
+    if not (isinstance(model, (str, os.PathLike)) or is_graph_def(model) or is_trainable(model)):
         return plan_live(model, config, names, registry, profile), None
-    opened = open_model(model)
+    opened = _open(model, settings.input_signature)
     return make_plan(opened.view, config, names or opened.outputs, registry, profile, opened.obstacle), opened
+
+
+def _open(model: Any, input_signature: Any) -> Model:
+    return trace(model, input_signature) if is_trainable(model) else open_model(model)
 
 
 @contextmanager
@@ -283,6 +302,7 @@ def verify(
     cfg: Config = None,
     outputs: Any = None,
     target: str | None = None,
+    input_signature: Any = None,
 ) -> Verification:
     """Check that the weights of a model at rest follow their pattern, along the right axis.
 
@@ -303,13 +323,13 @@ def verify(
         MissingFileError, ModelError, RecordError, ConfigError, GraphError, TargetError: a file or argument cannot be
             used.
     """
-    settings = _Settings.of(cfg, target)
+    settings = _Settings.of(cfg, target, input_signature)
     with _naming(model):
         deployed = read_deployed(model)
         if deployed is not None:
             return verify_deployed(deployed, settings.config, settings.profile)
         return verify_model(
-            open_model(model),
+            _open(model, input_signature),
             default_registry(),
             record=_record(record),
             config=settings.config,

@@ -58,6 +58,10 @@ _count = _must(
 )
 _effort = _must(lambda value: value in ("fast", "normal", "high"), "fast, normal or high")
 _target_path = _must(lambda value: value in ("pruned", "dense"), "pruned or dense")
+_masking = _must(lambda value: value in ("auto", "in-place", "project"), "auto, in-place or project")
+_steps = _must(
+    lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0, "a whole number of steps"
+)
 _REPAIRS = ("auto", "least-squares")
 _repairs = _must(
     lambda value: _is_names(value) and set(value) <= set(_REPAIRS), f"a list of repairs: {', '.join(_REPAIRS)}"
@@ -165,6 +169,10 @@ class PruneConfig:
         repair: with calibration: what is done to the kept weights: ``auto``, or a list of ``least-squares``.
         target_path: with calibration: whose outputs a layer is to match: ``pruned``, its own on the inputs that the
             pruned layers before it leave it, or ``dense``, those of the dense network.
+        masking: of a model that trains eagerly (Keras 3, ``tf.Module``), how zeros are kept: ``in-place`` (zeros in the
+            variable, gradients masked), ``project`` (zeros written again after every step) or ``auto``.
+        start_step: of such a model, how many steps it trains dense before masks are chosen.
+        freeze_step: of such a model, after how many steps masks are not chosen any more; None: never.
         skip_outputs: leave the layers dense behind which no other layer comes (needs the model's outputs).
         prune: false prunes only the layers for which an override says ``prune=True``.
         target: the name of the product or chip to prune for; None for any.
@@ -185,6 +193,9 @@ class PruneConfig:
     skip_outputs: bool = attrs.field(default=False, validator=_boolean)
     effort: Literal["fast", "normal", "high"] = attrs.field(default="normal", validator=_effort)
     repair: tuple[str, ...] = attrs.field(default=("auto",), converter=_to_repairs, validator=_repairs)
+    masking: Literal["auto", "in-place", "project"] = attrs.field(default="auto", validator=_masking)
+    start_step: int = attrs.field(default=0, validator=_steps)
+    freeze_step: int | None = attrs.field(default=None, validator=attrs.validators.optional(_steps))
     target_path: Literal["pruned", "dense"] = attrs.field(default="pruned", validator=_target_path)
     prune: bool = attrs.field(default=True, validator=_boolean)
     target: str | None = attrs.field(default=None, validator=attrs.validators.optional(_text))
