@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import attrs
@@ -16,7 +16,7 @@ from sparsekit.config import PruneConfig
 from sparsekit.config_files import load_config
 from sparsekit.deployed_plan import plan_deployed
 from sparsekit.difference import Difference, compare
-from sparsekit.errors import GraphError, ModelError, SaveError
+from sparsekit.errors import ConfigError, GraphError, ModelError, SaveError
 from sparsekit.graph.forward import forward_nodes, output_names
 from sparsekit.live import plan_live, prune_live
 from sparsekit.one_shot import prune_model
@@ -30,9 +30,10 @@ from sparsekit.result import LayerAccount, PruneResult
 from sparsekit.stripping import strip_masks
 from sparsekit.target import ChosenTarget, TargetProfile, choose_target, warn_or_refuse
 from sparsekit.training.masked_model import MaskedModel
+from sparsekit.training.optimizers import chosen_masking
 from sparsekit.training.tracing import TracedModel, is_trainable, trace
 from sparsekit.verification import Verification, verify_deployed, verify_model
-from sparsekit.writing import write_whole
+from sparsekit.writing import staged, write_whole
 
 Path: TypeAlias = str | os.PathLike[str]
 Config: TypeAlias = PruneConfig | Mapping[str, Any] | Path | None
@@ -52,20 +53,24 @@ def plan(
 
     Args:
         model: a ``tf.Graph``, a GraphDef, the path of a frozen .pb or .pbtxt, or the folder of a SavedModel; or of a
-            .tflite or .onnx file, which cannot be pruned itself: its plan says what it should be made from.
+            .tflite or .onnx file, which cannot be pruned itself: its plan says what it should be made from; or a model
+            of Keras 3, a ``tf.Module`` or a ``tf.function``, which is called once on symbols.
         cfg: a PruneConfig, a dict, the path of a TOML file (``.toml``) or of an AMCT text file (any other name),
             or None: 2:4 by magnitude everywhere.
         outputs: the operations whose results are used: names, tensors or operations. None: every op that no
             gradient led to.
         target: a product, chip or profile name; before ``target`` in the config, before the environment variable
             SPARSEKIT_TARGET.
+        input_signature: what a model of Keras 3, a ``tf.Module`` or a ``tf.function`` is called with: a list with a
+            ``tf.TensorSpec``, or a structure of these, for every argument. None where the model knows: a built Keras
+            model, a ``tf.function`` with a signature.
 
     Returns:
-        The plan; it prints as a table.
+        The plan; it prints as a table. Of a model that trains eagerly, it says how zeros are kept.
 
     Raises:
         ConfigError: the config cannot be used, or names layers, types or criteria that do not exist.
-        GraphError: not a graph, or an output that is not in it.
+        GraphError: not a graph, or an output that is not in it; a model that cannot be called on ``input_signature``.
         MissingFileError, ModelError: a file cannot be read.
         TargetError: an unknown target.
     """
@@ -74,7 +79,11 @@ def plan(
         deployed = read_deployed(model)
         if deployed is not None:
             return plan_deployed(deployed, settings.config, settings.profile)
-        return _decide(model, settings, outputs)[0].plan
+        made = _decide(model, settings, outputs)[0].plan
+        if is_trainable(model):
+            choice = chosen_masking(settings.config, model, getattr(model, "optimizer", None))
+            made = attrs.evolve(made, masking=str(choice))
+        return made
 
 
 def report(
@@ -90,7 +99,7 @@ def report(
 
     Args:
         model: as for :func:`plan`. Of a live graph, whose weights are in no one place, only the shapes are told.
-        cfg, outputs, target: as for :func:`plan`.
+        cfg, outputs, target, input_signature: as for :func:`plan`.
         estimates: what tools or devices say of the model; shown as theirs.
 
     Returns:
@@ -123,19 +132,22 @@ def prune(
     calibration: Any = None,
     input_signature: Any = None,
 ) -> PruneResult | MaskedModel:
-    """Prune a live graph for retraining, or a model at rest in one shot.
+    """Prune a live graph or a model that trains eagerly for retraining, or a model at rest in one shot.
 
     A ``tf.Graph``, training or inference, is edited in place: masks are inserted. Call it before gradients are built.
     The masks are chosen inside the graph at the first training batch (and every ``update_freq`` batches where the
     config says so). In the inference graph the same call makes the same variables, so that a checkpoint of the
     training graph restores into it.
 
+    Of a model of Keras 3, a ``tf.Module`` or a ``tf.function``, the variables that feed its layers are masked while it
+    trains, as its own classes, before or after it was compiled or trained; see :class:`MaskedModel`.
+
     Of a model at rest (a GraphDef, a frozen .pb or .pbtxt, a SavedModel's folder) the weights are pruned without
     retraining: masks are chosen from them and zeros written in their place, nothing else changes. It is not modified;
     the result holds the pruned one.
 
     Args:
-        model, cfg, outputs, target: as for :func:`plan`.
+        model, cfg, outputs, target, input_signature: as for :func:`plan`.
         record: where to write the record of the pruned layers (AMCT's text format); None: nowhere.
         strict_target: raise instead of warning where the target does not gain.
         calibration: of a model at rest, samples of its inputs: an iterable or generator of batches (dicts of input name
@@ -146,12 +158,13 @@ def prune(
             model was trained on, not those that it is judged by.
 
     Returns:
-        The plan; for a live graph the new variables and their initializer, for a model at rest the pruned one.
+        The plan; for a live graph the new variables and their initializer, for a model at rest the pruned one. For a
+        model that trains eagerly a :class:`MaskedModel`, with all that its training needs.
 
     Raises:
         ConfigError, GraphError, TargetError, MissingFileError, ModelError: as for :func:`plan`; also a live graph that
-            is finalized, was pruned before or already has gradients, and weights that are not finite. The graph is as
-            it was.
+            is finalized, was pruned before or already has gradients, weights that are not finite, and what a config
+            asks for that this kind of model cannot do. The graph is as it was.
         UnsupportedTargetError: with ``strict_target``, a target without a gain.
         CalibrationError: the samples do not fit the model.
         SaveError: the record cannot be written; the graph is as it was.
@@ -164,12 +177,17 @@ def prune(
         settings = _Settings.of(cfg, target, input_signature)
         if calibration is not None:
             settings = attrs.evolve(settings, config=settings.config.calibrated())
+        if is_trainable(model):
+            _refuse_calibration(calibration)
         planning, opened = _decide(model, settings, outputs)
         patterns = {str(decision.pattern) for decision in planning.plan.pruned} or {"2:4"}
         warn_or_refuse(settings.chosen, registry.profiles, patterns=sorted(patterns), strict=strict_target)
         if isinstance(opened, TracedModel):
-            return MaskedModel(model, opened, planning, settings.config, registry)
+            text = Record.of(planning.plan).to_text().encode()
+            with nullcontext() if record is None else staged(record, text):
+                return MaskedModel(model, opened, planning, settings.config, registry)
         if opened is None:
+            _refuse_for_live(settings.config)
             if calibration is not None:
                 found = "calibration samples for a live graph"
                 raise GraphError(found, expected="a model at rest", hint="Freeze it, prune that, then retrain.")
@@ -187,6 +205,28 @@ def prune(
     if record is not None:
         write_whole(record, Record.of(planning.plan).to_text().encode())
     return PruneResult(planning.plan, model=pruned, accounts=accounts)
+
+
+def _refuse_calibration(calibration: Any) -> None:
+    if calibration is not None:
+        raise GraphError(
+            "calibration samples for a model that trains eagerly",
+            expected="a model at rest",
+            hint="Retrain it; or export it (model.export, tf.saved_model.save) and prune the SavedModel with samples.",
+        )
+
+
+def _refuse_for_live(config: PruneConfig) -> None:
+    """What only models that train eagerly can do must not be ignored."""
+    asked = {"masking": config.masking not in ("auto", "forward"), "gradient": config.gradient != "masked"}
+    asked |= {"start_step": config.start_step > 0, "freeze_step": config.freeze_step is not None}
+    for key, is_asked in asked.items():
+        if is_asked:
+            raise ConfigError(
+                f"{getattr(config, key)!r} for a live tf.Graph",
+                where=f"{config.source}: {key}",
+                expected="a model of Keras 3, a tf.Module or a tf.function",
+            )
 
 
 @attrs.frozen
@@ -309,12 +349,14 @@ def verify(
     Args:
         model: a GraphDef, the path of a frozen .pb or .pbtxt, or the folder of a SavedModel, of which every copy of a
             weight is looked at that a loader would serve; or the path of a .tflite or .onnx file, whose layers are
-            looked at along the contraction axis of that format, zero points subtracted.
+            looked at along the contraction axis of that format, zero points subtracted. Or a finalized model of Keras 3,
+            ``tf.Module`` or ``tf.function``.
         record: the layers that must be sparse. Without one: all that ``cfg`` would prune. Files in a deployment format
             keep no names: there all layers must be, and of ``cfg`` only the pattern counts.
         cfg: as for :func:`plan`.
         outputs: look only at what lies behind these operations.
         target: as for :func:`plan`; what it makes of each layer is added, the verdict stays that of the weights.
+        input_signature: as for :func:`plan`.
 
     Returns:
         The verification; ``.ok`` is the verdict, and it prints as a table.

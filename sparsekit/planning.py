@@ -74,11 +74,13 @@ class Plan:
         target: the target profile that was asked for, None if none was.
         worth_leaving_dense: of a model at rest, the pruned layers that are tiny or come last before the outputs. In one
             shot these decide more about accuracy than the rest, and they hardly count for speed.
+        masking: of a model that trains eagerly, a sentence on how zeros are kept, and why.
     """
 
     decisions: tuple[LayerDecision, ...]
     target: TargetProfile | None = None
     worth_leaving_dense: tuple[str, ...] = ()
+    masking: str = ""
 
     @property
     def pruned(self) -> tuple[LayerDecision, ...]:
@@ -119,7 +121,8 @@ class Plan:
         rows = [(*first_cells(d), why(d)) for d in self.decisions]
         table = text_table(("layer", "op", "shape", "axis", "status", "reason", "why"), rows) if rows else ""
         target = f"\nTarget: {self.target.title}. {self.target.reason}" if self.target else ""
-        return f"{table}{self.summary()}\n{self.hint()}".rstrip() + target
+        text = f"{table}{self.summary()}\n{self.hint()}".rstrip() + target
+        return f"{text}\n{self.masking}".rstrip()
 
     def hint(self) -> str:
         """What the config could leave dense, in two sentences; "" if there is nothing."""

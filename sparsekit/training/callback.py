@@ -2,34 +2,63 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import keras
+import tensorflow as tf
 
 if TYPE_CHECKING:
     from sparsekit.training.masked_model import MaskedModel
 
 
 class SparsityCallback(keras.callbacks.Callback):  # type: ignore[misc]
-    """Put it before others that read the logs (TensorBoard, CSVLogger)."""
+    """Adds ``sparsity`` to the logs of every epoch: progress bar, history, CSV. Nothing is read in between.
 
-    def __init__(self, masked: MaskedModel) -> None:
+    Args:
+        masked: the pruned model.
+        log_dir, histogram_freq: see :meth:`MaskedModel.make_callback`.
+    """
+
+    def __init__(self, masked: MaskedModel, log_dir: str | os.PathLike[str] | None, histogram_freq: int) -> None:
         super().__init__()
         self._masked = masked
+        self._log_dir = log_dir
+        self._histogram_freq = histogram_freq
+        self._writer: Any = None
+        self._flips: dict[str, int] = {}
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._masked.install()
+        if self._log_dir is not None:
+            self._writer = tf.summary.create_file_writer(os.fspath(self._log_dir))
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        # By now other callbacks have restored what they restore.
+        self._masked.settle()
+        self._flips = {weight.name: int(weight.flips) for weight in self._masked.weights}
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if logs is None or not self._masked.weights:
-            return
-        size = sum(int(weight.variable.shape.num_elements()) for weight in self._masked.weights)
-        kept = sum(
-            float(weight.density()) * int(weight.variable.shape.num_elements()) for weight in self._masked.weights
-        )
-        logs["sparsity"] = 1.0 - kept / size
+        if logs is not None and self._masked.weights:
+            logs["sparsity"] = self._masked.sparsity
+        if self._writer is not None:
+            with self._writer.as_default(step=epoch):
+                self._write(epoch)
+            self._writer.flush()
 
     def on_train_end(self, logs: Any = None) -> None:
         # A moving average of weights, if the optimizer has written one at the end, began before the masks.
         for weight in self._masked.weights:
-            weight.project()
+            weight.enforce()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _write(self, epoch: int) -> None:
+        for weight in self._masked.weights:
+            tf.summary.scalar(f"sparsity/density/{weight.name}", weight.density())
+            tf.summary.scalar(f"sparsity/retained/{weight.name}", weight.retained())
+            tf.summary.scalar(f"sparsity/flips/{weight.name}", int(weight.flips) - self._flips[weight.name])
+            if self._histogram_freq and (epoch + 1) % self._histogram_freq == 0:
+                kept = tf.boolean_mask(weight.kept(), weight.mask.read_value() != 0)
+                tf.summary.histogram(f"sparsity/kept/{weight.name}", kept)

@@ -7,8 +7,6 @@ from typing import Any
 import attrs
 import tensorflow as tf
 
-from sparsekit.config import PruneConfig
-
 
 @attrs.frozen
 class Schedule:
@@ -23,10 +21,6 @@ class Schedule:
     start: int
     period: int
     freeze: int | None
-
-    @classmethod
-    def of(cls, config: PruneConfig) -> Schedule:
-        return cls(config.start_step, config.update_freq, config.freeze_step)
 
     @property
     def needs_steps(self) -> bool:

@@ -27,7 +27,7 @@ _SIGNATURE = "Pass input_signature=[tf.TensorSpec(shape, dtype), ...], one for e
 
 def is_trainable(model: object) -> bool:
     """Whether it is a model of Keras 3, a ``tf.Module`` or a ``tf.function``."""
-    return _is_keras(model) or isinstance(model, tf.Module) or hasattr(model, "get_concrete_function")
+    return is_keras(model) or isinstance(model, tf.Module) or hasattr(model, "get_concrete_function")
 
 
 def trace(model: Any, input_signature: Sequence[Any] | None = None) -> TracedModel:
@@ -49,10 +49,10 @@ def trace(model: Any, input_signature: Sequence[Any] | None = None) -> TracedMod
         message = " ".join(str(error).split())[:400]
         raise GraphError(
             f"cannot be called on {_shown(arguments)} ({type(error).__name__}: {message})",
-            where=_name(model),
+            where=name_of(model),
             hint=_SIGNATURE,
         ) from error
-    return TracedModel(_name(model), concrete)
+    return TracedModel(name_of(model), concrete)
 
 
 class TracedModel(Model):
@@ -131,13 +131,23 @@ def _with_variables(graph_def: Any, captured: Mapping[str, Any]) -> tuple[Any, d
     return graph_def, {names[inside]: variable for inside, variable in captured.items()}
 
 
+def retrace(model: Any) -> None:
+    """Let a Keras model compile its functions anew: what they were traced with has changed."""
+    for name in ("test_function", "predict_function"):
+        if getattr(model, name, None) is not None:
+            setattr(model, name, None)
+    # This one may be about to be called.
+    if getattr(model, "train_function", None) is not None:
+        model.make_train_function(force=True)
+
+
 def _known_signature(model: Any) -> list[Any]:
-    if _is_keras(model):
+    if is_keras(model):
         return _keras_signature(model)
     call = model if hasattr(model, "get_concrete_function") else inspect.getattr_static(model, "__call__", None)
     signature = getattr(call, "input_signature", None)
     if signature is None:
-        raise GraphError("does not know what it is called with", where=_name(model), hint=_SIGNATURE)
+        raise GraphError("does not know what it is called with", where=name_of(model), hint=_SIGNATURE)
     return list(signature)
 
 
@@ -151,7 +161,7 @@ def _keras_signature(model: Any) -> list[Any]:
     if not shapes:
         state = "is not built yet" if not model.built else "does not know its inputs"
         hint = f"Call it on a batch, or: {_SIGNATURE[0].lower()}{_SIGNATURE[1:]}"
-        raise GraphError(state, where=_name(model), hint=hint)
+        raise GraphError(state, where=name_of(model), hint=hint)
     # What a subclassed model was built with says shapes only; the number of samples is free.
     return [
         _of_shape(shape, lambda lengths: tf.TensorSpec([None, *lengths[1:]], model.compute_dtype))
@@ -167,13 +177,15 @@ def _of_shape(shape: Any, make: Callable[[Sequence[int | None]], Any]) -> Any:
     return make(shape)
 
 
-def _is_keras(model: object) -> bool:
+def is_keras(model: object) -> bool:
+    """Whether it is a model or layer of Keras 3."""
     # Whoever has such a model has imported Keras.
     keras = sys.modules.get("keras")
     return keras is not None and isinstance(model, keras.Layer)
 
 
-def _name(model: Any) -> str:
+def name_of(model: Any) -> str:
+    """What a model is called in messages."""
     name = getattr(model, "name", None) or getattr(model, "__name__", None)
     return f"the model '{name}'" if isinstance(name, str) else f"the {type(model).__name__}"
 
