@@ -234,9 +234,10 @@ def make_plan(
     groups: dict[object, list[_Use]] = defaultdict(list)
     for node in candidates:
         use = _examine(node, config, registry, tracer, skipped_heads, stored_obstacle)
-        groups[use.site.source.key if use.site else node].append(use)
+        if not use.handler.only_explains or _has_variable(use):
+            groups[use.site.source.key if use.site else node].append(use)
     steps = _Steps()
-    decided = [_decide(uses, forward, tracer, target, steps) for uses in groups.values()]
+    decided = [_decide(_to_be_told(uses), forward, tracer, target, steps) for uses in groups.values()]
     return Planning(
         plan=Plan(
             tuple(decision for decision, _ in decided),
@@ -343,6 +344,16 @@ def _examine(
     return _Use(node, handler, settings, site, reason, message)
 
 
+def _has_variable(use: _Use) -> bool:
+    """Whether it reads a variable that may be a layer's weight."""
+    return use.site is not None and len(use.site.source.shape) > 1 and use.site.source.leaves[0].op != "Const"
+
+
+def _to_be_told(uses: list[_Use]) -> list[_Use]:
+    """Beside a layer that uses the weight, an op that only explains is one more reader of it."""
+    return [use for use in uses if not use.handler.only_explains] or uses
+
+
 def _locate(node: Node, handler: OpHandler, tracer: Tracer) -> WeightSite | Untraceable:
     """The op's static weight; where there is none, why its usual place holds none."""
     obstacle: Untraceable | None = None
@@ -403,11 +414,12 @@ def _obstacle(site: WeightSite, handler: OpHandler, settings: LayerSettings) -> 
             f"{name}: its weight '{source.name}' is made or read inside a loop or cond; read it before.",
         )
     length = source.shape[source.axis]
-    if source.holds_part_of_axis and length % settings.pattern.m:
+    several = source.holds_part_of_axis or handler.sums_over_more(site.node)
+    if several and length % settings.pattern.m:
         return (
             "layout-splits-groups",
-            f"{name}: its {source.shape_at_op[source.axis_at_op]} input channels are several axes of "
-            f"{list(source.shape)} in one, and {settings.pattern.m} does not divide the innermost, {length}.",
+            f"{name}: its input channels are several axes of {list(source.shape)} in one, and {settings.pattern.m} does "
+            f"not divide the innermost, {length}.",
         )
     reason, message = too_short(source.shape, source.axis, settings.pattern)
     return reason, message and f"{name}: {message}"
