@@ -98,7 +98,7 @@ def test_saved_and_exported_it_is_sparse_in_every_loader(masking: str, tmp_path:
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert type(loaded) is type(model)
-    assert [weight.path for weight in loaded.weights] == [weight.path for weight in model.weights]
+    assert [weight.name for weight in loaded.weights] == [weight.name for weight in model.weights]
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), expected)
     assert sparsekit.verify(loaded).ok
     assert sparsekit.verify(loaded).layers == sparsekit.verify(model).layers
@@ -107,8 +107,8 @@ def test_saved_and_exported_it_is_sparse_in_every_loader(masking: str, tmp_path:
     verification = sparsekit.verify(tmp_path / "exported")  # looks at the copies of both loaders
     assert verification.ok
     assert len(verification.layers) >= 3
-    served = tf.saved_model.load(str(tmp_path / "exported")).serve(X)
-    np.testing.assert_allclose(served, expected, rtol=1e-5, atol=1e-6)
+    loaded = tf.saved_model.load(str(tmp_path / "exported"))
+    np.testing.assert_allclose(loaded.serve(X), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_saved_while_it_trains_it_loads_without_sparsekit(tmp_path: Any) -> None:
