@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sparsekit.reporting.facts import Estimate, LayerFacts, Report, Totals
     from sparsekit.result import PruneResult
     from sparsekit.target import LayerRule, TargetProfile, TargetVerdict
+    from sparsekit.training.masked_model import MaskedModel
     from sparsekit.verification import LayerVerification, Verification
 
 __version__ = "0.1.0"
@@ -55,6 +56,7 @@ __all__ = [
     "LayerFacts",
     "LayerRule",
     "LayerVerification",
+    "MaskedModel",
     "MatrixForm",
     "MissingFileError",
     "ModelError",
@@ -102,6 +104,7 @@ _HOMES = {
     "planning": ("LayerDecision", "Plan"),
     "reporting.facts": ("Estimate", "LayerFacts", "Report", "Totals"),
     "result": ("PruneResult",),
+    "training.masked_model": ("MaskedModel",),
     "target": ("LayerRule", "TargetProfile", "TargetVerdict"),
     "verification": ("LayerVerification", "Verification"),
 }

@@ -349,8 +349,8 @@ def verify(
     Args:
         model: a GraphDef, the path of a frozen .pb or .pbtxt, or the folder of a SavedModel, of which every copy of a
             weight is looked at that a loader would serve; or the path of a .tflite or .onnx file, whose layers are
-            looked at along the contraction axis of that format, zero points subtracted. Or a finalized model of Keras 3,
-            ``tf.Module`` or ``tf.function``.
+            looked at along the contraction axis of that format, zero points subtracted. Or a finalized model that
+            trains eagerly.
         record: the layers that must be sparse. Without one: all that ``cfg`` would prune. Files in a deployment format
             keep no names: there all layers must be, and of ``cfg`` only the pattern counts.
         cfg: as for :func:`plan`.

@@ -203,7 +203,7 @@ def prune(
     import sparsekit
     from sparsekit.table import plain, to_json
 
-    result = sparsekit.prune(
+    result: Any = sparsekit.prune(
         model, config, outputs=_names(outputs), target=target, record=record, calibration=calibration
     )
     result.save(output)

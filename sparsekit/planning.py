@@ -418,8 +418,8 @@ def _obstacle(site: WeightSite, handler: OpHandler, settings: LayerSettings) -> 
     if several and length % settings.pattern.m:
         return (
             "layout-splits-groups",
-            f"{name}: its input channels are several axes of {list(source.shape)} in one, and {settings.pattern.m} does "
-            f"not divide the innermost, {length}.",
+            f"{name}: its input channels are several axes of {list(source.shape)} in one, and {settings.pattern.m} "
+            f"does not divide the innermost, {length}.",
         )
     reason, message = too_short(source.shape, source.axis, settings.pattern)
     return reason, message and f"{name}: {message}"

@@ -22,7 +22,7 @@ class Einsum(OpHandler):
     constraints = (
         Constraint(
             reason="einsum-contraction",
-            message="its equation sums over no label of data and weight, or over one of the weight alone or on a diagonal.",
+            message="its equation sums over no label of data and weight, or the weight alone does, or on a diagonal.",
             holds=lambda site: len(_contracted(site.node)) > 0 and _is_plain(site),
         ),
     )

@@ -6,7 +6,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import keras
-import tensorflow as tf
+
+from sparsekit.training.summaries import SummaryWriter
 
 if TYPE_CHECKING:
     from sparsekit.training.masked_model import MaskedModel
@@ -25,13 +26,13 @@ class SparsityCallback(keras.callbacks.Callback):  # type: ignore[misc]
         self._masked = masked
         self._log_dir = log_dir
         self._histogram_freq = histogram_freq
-        self._writer: Any = None
+        self._writer: SummaryWriter | None = None
         self._flips: dict[str, int] = {}
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._masked.install()
         if self._log_dir is not None:
-            self._writer = tf.summary.create_file_writer(os.fspath(self._log_dir))
+            self._writer = SummaryWriter(self._log_dir)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         # By now other callbacks have restored what they restore.
@@ -42,9 +43,8 @@ class SparsityCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if logs is not None and self._masked.weights:
             logs["sparsity"] = self._masked.sparsity
         if self._writer is not None:
-            with self._writer.as_default(step=epoch):
-                self._write(epoch)
-            self._writer.flush()
+            shows_weights = self._histogram_freq > 0 and (epoch + 1) % self._histogram_freq == 0
+            self._writer.write(epoch, self._scalars(), self._histograms() if shows_weights else {})
 
     def on_train_end(self, logs: Any = None) -> None:
         # A moving average of weights, if the optimizer has written one at the end, began before the masks.
@@ -54,11 +54,16 @@ class SparsityCallback(keras.callbacks.Callback):  # type: ignore[misc]
             self._writer.close()
             self._writer = None
 
-    def _write(self, epoch: int) -> None:
+    def _scalars(self) -> dict[str, float]:
+        scalars = {}
         for weight in self._masked.weights:
-            tf.summary.scalar(f"sparsity/density/{weight.name}", weight.density())
-            tf.summary.scalar(f"sparsity/retained/{weight.name}", weight.retained())
-            tf.summary.scalar(f"sparsity/flips/{weight.name}", int(weight.flips) - self._flips[weight.name])
-            if self._histogram_freq and (epoch + 1) % self._histogram_freq == 0:
-                kept = tf.boolean_mask(weight.kept(), weight.mask.read_value() != 0)
-                tf.summary.histogram(f"sparsity/kept/{weight.name}", kept)
+            scalars[f"sparsity/density/{weight.name}"] = float(weight.density())
+            scalars[f"sparsity/retained/{weight.name}"] = float(weight.retained())
+            scalars[f"sparsity/flips/{weight.name}"] = int(weight.flips) - self._flips[weight.name]
+        return scalars
+
+    def _histograms(self) -> dict[str, Any]:
+        return {
+            f"sparsity/kept/{weight.name}": weight.kept().numpy()[weight.mask.numpy() != 0]
+            for weight in self._masked.weights
+        }

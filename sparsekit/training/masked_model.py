@@ -16,7 +16,7 @@ from sparsekit.config import PruneConfig
 from sparsekit.errors import ConfigError, GraphError
 from sparsekit.planning import Plan, Planning
 from sparsekit.plugins import Registry
-from sparsekit.training.optimizers import Choice, WrappedOptimizer, chosen_masking
+from sparsekit.training.optimizers import WrappedOptimizer, chosen_masking
 from sparsekit.training.reading import Backward
 from sparsekit.training.schedule import Schedule
 from sparsekit.training.state import MaskState
@@ -178,8 +178,8 @@ class MaskedModel:
             moved = weight.release()
             if moved:
                 _log.warning(
-                    "%s: %d dropped weights were not zero any more and are again: what wrote them (averages of weights, "
-                    "an optimizer that was not wrapped, a fit without the callback) knew no masks.",
+                    "%s: %d dropped weights were not zero any more and are again: what wrote them (averages of "
+                    "weights, an optimizer that was not wrapped, a fit without the callback) knew no masks.",
                     weight.name,
                     moved,
                 )

@@ -91,7 +91,7 @@ def _masked(weight: tf.Tensor, mask: tf.Tensor, backward: Backward) -> tf.Tensor
     if backward.kind == "masked":
         return weight * mask
 
-    @tf.custom_gradient  # type: ignore[misc]
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
     def straight_through(weight: tf.Tensor, mask: tf.Tensor) -> Any:
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, None]:
             if backward.kind == "sr-ste":

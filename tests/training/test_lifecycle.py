@@ -14,7 +14,7 @@ from keras_nets import SPECS, X, Y, ZerosStay, compiled, kernels, masks_of, net,
 import sparsekit
 from sparsekit.errors import ConfigError, GraphError
 
-O = keras.optimizers
+optimizers = keras.optimizers
 L = keras.layers
 
 
@@ -23,14 +23,14 @@ L = keras.layers
 def test_pruned_at_any_time_the_masks_hold(when: str, masking: str) -> None:
     model = net()
     if when != "before compile":
-        compiled(model, O.SGD(0.1, 0.9))
+        compiled(model, optimizers.SGD(0.1, 0.9))
     if when == "after a fit":
         train(model, epochs=1)  # momentum of weights that are dropped, and functions that know no masks
         model.predict(X, verbose=0)
     dense = kernels(model)
     result = sparsekit.prune(model, {"masking": masking})
     if when in ("before compile", "compiled again"):
-        compiled(model, O.SGD(0.1, 0.9))
+        compiled(model, optimizers.SGD(0.1, 0.9))
     masks = masks_of(result)
     assert 0.49 < result.sparsity < 0.51
     by_hand = np.maximum(X @ (dense[0] * masks[0]) + model.layers[0].bias.numpy(), 0)
@@ -47,7 +47,7 @@ def test_pruned_at_any_time_the_masks_hold(when: str, masking: str) -> None:
 
 
 def test_a_second_fit_goes_on_and_one_after_finalize_is_dense() -> None:
-    model, result = pruned_net(O.Adam(0.01), {})
+    model, result = pruned_net(optimizers.Adam(0.01), {})
     for _ in range(2):
         train(model, result.callback, ZerosStay(result), epochs=1)
     result.finalize()
@@ -74,7 +74,7 @@ def _described(model: Any) -> Any:
 
 @pytest.mark.parametrize("masking", ["in-place", "project", "forward"])
 def test_finalize_leaves_nothing_behind(masking: str) -> None:
-    model = compiled(net(), O.Adam(0.01))
+    model = compiled(net(), optimizers.Adam(0.01))
     train(model, epochs=1)
     before = _described(model)
     result = sparsekit.prune(model, {"masking": masking, "update_freq": 3})
@@ -90,7 +90,7 @@ def test_finalize_leaves_nothing_behind(masking: str) -> None:
 
 @pytest.mark.parametrize("masking", ["in-place", "project", "forward"])
 def test_saved_and_exported_it_is_sparse_in_every_loader(masking: str, tmp_path: Any) -> None:
-    model, result = pruned_net(O.Adam(0.01), {"masking": masking})
+    model, result = pruned_net(optimizers.Adam(0.01), {"masking": masking})
     train(model, result.callback, epochs=1)
     result.finalize()
     expected = model.predict(X, verbose=0)
@@ -112,7 +112,7 @@ def test_saved_and_exported_it_is_sparse_in_every_loader(masking: str, tmp_path:
 
 
 def test_saved_while_it_trains_it_loads_without_sparsekit(tmp_path: Any) -> None:
-    model, result = pruned_net(O.Adam(0.01), {"masking": "in-place"})
+    model, result = pruned_net(optimizers.Adam(0.01), {"masking": "in-place"})
     train(model, result.callback, epochs=1)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -136,7 +136,7 @@ class Subclassed(keras.Model):
 
 @pytest.mark.parametrize("known", ["called", "trained", "signature"])
 def test_a_subclassed_model(known: str) -> None:
-    model = compiled(Subclassed(), O.Adam(0.01))
+    model = compiled(Subclassed(), optimizers.Adam(0.01))
     if known == "called":
         model(X[:2])
     if known == "trained":
@@ -153,7 +153,7 @@ def test_a_functional_model_with_several_inputs_in_a_dict() -> None:
     inputs = {"a": keras.Input((8,), name="a"), "b": keras.Input((8,), name="b")}
     shared = L.Dense(8, name="shared")
     outputs = L.Dense(3, name="head")(shared(inputs["a"]) + shared(inputs["b"]))
-    model = compiled(keras.Model(inputs, outputs), O.Adam(0.01))
+    model = compiled(keras.Model(inputs, outputs), optimizers.Adam(0.01))
     result = sparsekit.prune(model)
     assert [len(weight.decision.uses) for weight in result.weights] == [2, 1]
     model.fit({"a": X, "b": X}, Y, verbose=0, callbacks=[result.callback, ZerosStay(result)])
@@ -178,7 +178,7 @@ def test_overrides_and_skips_name_layers_as_the_plan_does(tmp_path: Any) -> None
 
 
 def test_a_model_is_pruned_once_at_a_time() -> None:
-    model, result = pruned_net(O.Adam(0.01), {})
+    model, result = pruned_net(optimizers.Adam(0.01), {})
     before = kernels(model)
     with pytest.raises(GraphError, match=r"was pruned before.*finalize"):
         sparsekit.prune(model)
@@ -190,16 +190,16 @@ def test_a_model_is_pruned_once_at_a_time() -> None:
 
 
 def test_what_is_finalized_keeps_no_masks_and_says_so() -> None:
-    model, result = pruned_net(O.Adam(0.01), {})
+    model, result = pruned_net(optimizers.Adam(0.01), {})
     callback = result.callback
     result.finalize()
-    for use in (result.step, result.settle, lambda: result.wrap(O.SGD()), lambda: train(model, callback)):
+    for use in (result.step, result.settle, lambda: result.wrap(optimizers.SGD()), lambda: train(model, callback)):
         with pytest.raises(GraphError, match=r"is finalized.*prune again"):
             use()
 
 
 def test_an_optimizer_serves_one_model() -> None:
-    model, result = pruned_net(O.Adam(0.01), {})
+    model, result = pruned_net(optimizers.Adam(0.01), {})
     other = sparsekit.prune(net(), {})
     with pytest.raises(ConfigError, match="wrapped already, for another model"):
         other.wrap(model.optimizer)
@@ -218,7 +218,7 @@ _Other.__name__ = "SGD"
 def test_a_fit_that_knew_no_masks_is_set_right_and_said(caplog: pytest.LogCaptureFixture) -> None:
     model = net()
     result = sparsekit.prune(model)
-    compiled(model, O.Adam(0.01))
+    compiled(model, optimizers.Adam(0.01))
     train(model, epochs=1)  # without the callback
     with caplog.at_level(logging.WARNING):
         result.finalize()
@@ -228,7 +228,7 @@ def test_a_fit_that_knew_no_masks_is_set_right_and_said(caplog: pytest.LogCaptur
 
 
 def test_nothing_to_prune_is_said_and_does_no_harm(caplog: pytest.LogCaptureFixture) -> None:
-    model = compiled(net(), O.Adam(0.01))
+    model = compiled(net(), optimizers.Adam(0.01))
     result = sparsekit.prune(model, {"prune": False})
     assert "No layer was changed" in caplog.text
     assert "sparsity" not in train(model, result.callback, epochs=1)

@@ -15,7 +15,7 @@ from keras_nets import SPECS, X, Y, compiled, kernels, masks_of, net, train
 import sparsekit
 from sparsekit.errors import ConfigError
 
-O = keras.optimizers
+optimizers = keras.optimizers
 MASKINGS = ["in-place", "project", "forward"]
 # Masks are chosen anew every three of ten steps: some time before and some time after the interruption.
 EVERY_THREE = {"update_freq": 3, "start_step": 2, "freeze_step": 26}
@@ -39,7 +39,7 @@ class Kill(keras.callbacks.Callback):
 
 
 def _new(config: dict[str, Any]) -> tuple[Any, Any]:
-    model = compiled(net(), O.Adam(0.02))
+    model = compiled(net(), optimizers.Adam(0.02))
     return model, sparsekit.prune(model, config)
 
 
@@ -106,10 +106,10 @@ def test_checkpoints(kind: str, masking: str, tmp_path: Any) -> None:
 
 
 def test_a_checkpoint_of_a_dense_model_gets_masks_of_its_own(tmp_path: Any) -> None:
-    dense = compiled(net(), O.SGD(0.1, 0.9))
+    dense = compiled(net(), optimizers.SGD(0.1, 0.9))
     train(dense, epochs=3)
     dense.save_weights(tmp_path / "dense.weights.h5")
-    model = compiled(net(), O.SGD(0.1, 0.9))
+    model = compiled(net(), optimizers.SGD(0.1, 0.9))
     result = sparsekit.prune(model, {"update_freq": 100})
     model.optimizer.build(model.trainable_variables)
     model.load_weights(tmp_path / "dense.weights.h5")
@@ -131,7 +131,9 @@ def test_a_checkpoint_of_another_masking_is_refused(kind: str, tmp_path: Any) ->
         tf.train.Checkpoint(model=model).restore(checkpoint)
     else:
         model.load_weights(tmp_path / "model.weights.h5")
-    with pytest.raises(ConfigError, match=r'the checkpoint is of a model with masking "forward".*Resume with the config'):
+    with pytest.raises(
+        ConfigError, match=r'the checkpoint is of a model with masking "forward".*Resume with the config'
+    ):
         train(model, result.callback, epochs=1)
 
 

@@ -18,7 +18,7 @@ from sparsekit.pattern import PATTERN_2_4
 from sparsekit.pattern import keep_mask as keep
 from sparsekit.training.schedule import Schedule
 
-O = keras.optimizers
+optimizers = keras.optimizers
 
 
 class Flips(keras.callbacks.Callback):
@@ -55,7 +55,7 @@ def test_masks_are_due_as_the_words_say(start: int, period: int, freeze: int | N
 @pytest.mark.parametrize("masking", ["in-place", "project", "forward"])
 def test_masks_change_when_the_config_says_and_no_dropped_weight_moves(masking: str) -> None:
     config = {"masking": masking, "update_freq": 4, "start_step": 3, "freeze_step": 16}
-    model, result = pruned_net(O.SGD(0.3, 0.9), config)
+    model, result = pruned_net(optimizers.SGD(0.3, 0.9), config)
     assert result.sparsity == 0
     flips = Flips(result)
     train(model, result.callback, flips, *([] if masking == "forward" else [ZerosStay(result)]), epochs=3)
@@ -69,7 +69,7 @@ def test_dropped_values_come_back_as_they_went() -> None:
     """In place they are kept apart: masking in the forward pass, where the variable keeps them, chooses the same."""
     found = []
     for masking in ("in-place", "forward"):
-        model, result = pruned_net(O.Adam(0.02), {"masking": masking, "update_freq": 3})
+        model, result = pruned_net(optimizers.Adam(0.02), {"masking": masking, "update_freq": 3})
         train(model, result.callback, epochs=3)
         found.append([*masks_of(result), *(int(weight.flips) for weight in result.weights)])
         assert all(0.4 < float(weight.retained()) < 1 for weight in result.weights)
@@ -80,7 +80,7 @@ def test_dropped_values_come_back_as_they_went() -> None:
 
 @pytest.mark.parametrize("steps", [2, 3])
 def test_gradients_gathered_before_a_choice_move_no_dropped_weight(steps: int) -> None:
-    optimizer = O.SGD(0.3, 0.9, gradient_accumulation_steps=steps)
+    optimizer = optimizers.SGD(0.3, 0.9, gradient_accumulation_steps=steps)
     model, result = pruned_net(optimizer, {"masking": "in-place", "update_freq": 5})
     train(model, result.callback, ZerosStay(result), epochs=3)
     assert sum(int(weight.flips) for weight in result.weights) > 0
@@ -118,7 +118,7 @@ def _by_hand(gradient: str, decay: float, steps: int) -> tuple[list[Any], list[A
 @pytest.mark.parametrize(("gradient", "decay"), [("masked", 0.0), ("ste", 0.0), ("sr-ste", 2e-4), ("sr-ste", 0.3)])
 def test_dropped_weights_get_the_gradient_of_the_config(gradient: str, decay: float, jit: bool) -> None:
     config = {"masking": "forward", "gradient": gradient, "sr_ste_decay": decay, "update_freq": 1}
-    model, result = pruned_net(O.SGD(0.5), config, jit_compile=jit)
+    model, result = pruned_net(optimizers.SGD(0.5), config, jit_compile=jit)
     model.fit(X, Y, batch_size=len(X), epochs=8, verbose=0, callbacks=[result.callback])
     expected, masks = _by_hand(gradient, decay, 8)
     for kernel, mask, found, wanted in zip(kernels(model), masks_of(result), expected, masks, strict=True):
@@ -127,7 +127,7 @@ def test_dropped_weights_get_the_gradient_of_the_config(gradient: str, decay: fl
 
 
 def test_straight_through_is_done_by_forward_masking_and_keeps_momentum() -> None:
-    model, result = pruned_net(O.SGD(0.1, 0.9), {"gradient": "ste", "update_freq": 1})
+    model, result = pruned_net(optimizers.SGD(0.1, 0.9), {"gradient": "ste", "update_freq": 1})
     assert result.plan.masking == "Masking: forward (gradient ste trains dropped weights)."
     train(model, result.callback, epochs=2)
     momenta = [slot.numpy() for slot in model.optimizer.momentums if len(slot.shape) == 2]
@@ -146,11 +146,11 @@ def test_straight_through_with_few_choices_is_warned_of(
 
 def test_a_wrapped_optimizer_in_a_loop_of_its_own_does_what_fit_does() -> None:
     config = {"masking": "in-place", "update_freq": 3}
-    model, result = pruned_net(O.Adam(0.02), config)
+    model, result = pruned_net(optimizers.Adam(0.02), config)
     model.fit(X, Y, batch_size=len(X), epochs=10, verbose=0, callbacks=[result.callback])
     other = net()
     masked = sparsekit.prune(other, config)
-    optimizer = masked.wrap(O.Adam(0.02))
+    optimizer = masked.wrap(optimizers.Adam(0.02))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
     @tf.function
@@ -186,8 +186,8 @@ def test_a_function_with_a_signature_is_pruned_through_its_variables() -> None:
 @pytest.mark.parametrize("masking", ["in-place", "project", "forward"])
 def test_the_live_graph_ends_with_the_same_masks_and_weights(masking: str) -> None:
     """The same network, data and SGD in TF1 style."""
-    model, result = pruned_net(O.SGD(0.5), {"masking": masking, "update_freq": 4})
-    start = [variable.numpy() for variable in model.trainable_variables]
+    start = [variable.numpy() for variable in net().trainable_variables]
+    model, result = pruned_net(optimizers.SGD(0.5), {"masking": masking, "update_freq": 4})
     with tf.Graph().as_default() as graph:
         layer = tf.constant(X)
         weights = [tf.compat.v1.get_variable(f"w{i}", initializer=value) for i, value in enumerate(start)]

@@ -22,32 +22,32 @@ from keras_nets import (
 
 import sparsekit
 
-O = keras.optimizers
+optimizers = keras.optimizers
 MASKINGS = ("in-place", "project", "forward")
 ELEMENTWISE: dict[str, Optimizer] = {
-    "sgd": lambda: O.SGD(0.1),
-    "momentum": lambda: O.SGD(0.1, 0.9),
-    "nesterov": lambda: O.SGD(0.1, 0.9, nesterov=True),
-    "rmsprop": lambda: O.RMSprop(0.01, momentum=0.5, centered=True),
-    "adam": lambda: O.Adam(0.01, amsgrad=True),
-    "adamw": lambda: O.AdamW(0.01, weight_decay=0.1),
-    "weight decay": lambda: O.SGD(0.1, 0.9, weight_decay=0.01),
-    "accumulation": lambda: O.Adam(0.01, gradient_accumulation_steps=3),
-    "moving average": lambda: O.Adam(0.01, use_ema=True),
+    "sgd": lambda: optimizers.SGD(0.1),
+    "momentum": lambda: optimizers.SGD(0.1, 0.9),
+    "nesterov": lambda: optimizers.SGD(0.1, 0.9, nesterov=True),
+    "rmsprop": lambda: optimizers.RMSprop(0.01, momentum=0.5, centered=True),
+    "adam": lambda: optimizers.Adam(0.01, amsgrad=True),
+    "adamw": lambda: optimizers.AdamW(0.01, weight_decay=0.1),
+    "weight decay": lambda: optimizers.SGD(0.1, 0.9, weight_decay=0.01),
+    "accumulation": lambda: optimizers.Adam(0.01, gradient_accumulation_steps=3),
+    "moving average": lambda: optimizers.Adam(0.01, use_ema=True),
 }
 MORE: dict[str, Optimizer] = {
-    "lion": lambda: O.Lion(1e-3),
-    "nadam": lambda: O.Nadam(0.01),
-    "adamax": lambda: O.Adamax(0.01),
-    "adagrad": lambda: O.Adagrad(0.1),
-    "adadelta": lambda: O.Adadelta(1.0),
-    "ftrl": lambda: O.Ftrl(0.1),
-    "clipped values": lambda: O.SGD(0.1, clipvalue=0.01),
+    "lion": lambda: optimizers.Lion(1e-3),
+    "nadam": lambda: optimizers.Nadam(0.01),
+    "adamax": lambda: optimizers.Adamax(0.01),
+    "adagrad": lambda: optimizers.Adagrad(0.1),
+    "adadelta": lambda: optimizers.Adadelta(1.0),
+    "ftrl": lambda: optimizers.Ftrl(0.1),
+    "clipped values": lambda: optimizers.SGD(0.1, clipvalue=0.01),
 }
 CLIPPED: dict[str, Optimizer] = {
-    "global norm": lambda: O.Adam(0.01, global_clipnorm=0.05),
-    "norm": lambda: O.SGD(0.1, 0.9, clipnorm=0.05),
-    "accumulation and norm": lambda: O.SGD(0.1, global_clipnorm=0.05, gradient_accumulation_steps=2),
+    "global norm": lambda: optimizers.Adam(0.01, global_clipnorm=0.05),
+    "norm": lambda: optimizers.SGD(0.1, 0.9, clipnorm=0.05),
+    "accumulation and norm": lambda: optimizers.SGD(0.1, global_clipnorm=0.05, gradient_accumulation_steps=2),
 }
 
 
@@ -87,7 +87,7 @@ def test_fifty_steps_leave_the_very_weights(optimizer: Optimizer) -> None:
 @pytest.mark.parametrize("optimizer", CLIPPED.values(), ids=CLIPPED)
 def test_clipping_by_norm_sees_no_dropped_gradients(optimizer: Optimizer) -> None:
     for masking in ("in-place", "forward"):
-        masks, weights, plan = _trained(optimizer(), {"masking": masking})
+        masks, weights, _ = _trained(optimizer(), {"masking": masking})
         assert _equal(weights, trained_by_hand(optimizer(), masks)), masking
     _trained(optimizer(), {"masking": "project"})  # zeros stay, though the weights are others
 
@@ -95,8 +95,8 @@ def test_clipping_by_norm_sees_no_dropped_gradients(optimizer: Optimizer) -> Non
 @pytest.mark.parametrize("masking", MASKINGS)
 @pytest.mark.parametrize("options", [{"jit_compile": True}, {"steps_per_execution": 5}], ids=["xla", "several steps"])
 def test_however_the_steps_run(masking: str, options: dict[str, Any]) -> None:
-    masks, weights, _ = _trained(O.Adam(0.01), {"masking": masking}, **options)
-    expected = trained_by_hand(O.Adam(0.01), masks, **options)
+    masks, weights, _ = _trained(optimizers.Adam(0.01), {"masking": masking}, **options)
+    expected = trained_by_hand(optimizers.Adam(0.01), masks, **options)
     for found, wanted in zip(weights, expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
 
@@ -112,7 +112,7 @@ def policy(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_mixed_precision_leaves_the_same_weights_whatever_keeps_the_masks(policy: str) -> None:
     found = []
     for masking in MASKINGS:
-        model, result = pruned_net(O.SGD(0.1, 0.9), {"masking": masking})
+        model, result = pruned_net(optimizers.SGD(0.1, 0.9), {"masking": masking})
         assert (type(model.optimizer).__name__ == "LossScaleOptimizer") == (policy == "mixed_float16")
         assert {weight.variable.dtype.name for weight in result.weights} == {"float32"}
         losses = train(model, result.callback)["loss"]
@@ -126,20 +126,20 @@ def test_mixed_precision_leaves_the_same_weights_whatever_keeps_the_masks(policy
 @pytest.mark.parametrize(
     ("optimizer", "options", "chosen"),
     [
-        (lambda: O.SGD(0.1), {}, "in-place (SGD updates every weight by itself)"),
-        (lambda: O.SGD(0.1), {"jit_compile": True}, "project (the model is compiled by XLA"),
-        (lambda: O.Adafactor(0.01), {}, "project (Adafactor is not known to update every weight by itself)"),
-        (lambda: O.Lamb(0.01), {}, "project (Lamb is not known"),
+        (lambda: optimizers.SGD(0.1), {}, "in-place (SGD updates every weight by itself)"),
+        (lambda: optimizers.SGD(0.1), {"jit_compile": True}, "project (the model is compiled by XLA"),
+        (lambda: optimizers.Adafactor(0.01), {}, "project (Adafactor is not known to update every weight by itself)"),
+        (lambda: optimizers.Lamb(0.01), {}, "project (Lamb is not known"),
         (
-            lambda: O.Adam(0.01, use_ema=True, ema_overwrite_frequency=4),
+            lambda: optimizers.Adam(0.01, use_ema=True, ema_overwrite_frequency=4),
             {},
             "project (Adam overwrites weights with their moving averages)",
         ),
         pytest.param(
-            lambda: O.Muon(0.01),
+            lambda: optimizers.Muon(0.01),
             {},
             "project (Muon is not known",
-            marks=pytest.mark.skipif(not hasattr(O, "Muon"), reason="this Keras has no Muon"),
+            marks=pytest.mark.skipif(not hasattr(optimizers, "Muon"), reason="this Keras has no Muon"),
         ),
     ],
     ids=["sgd", "xla", "adafactor", "lamb", "overwriting averages", "muon"],
@@ -158,7 +158,7 @@ def test_before_there_is_an_optimizer_the_plan_says_what_step_does() -> None:
 
 @pytest.mark.parametrize("masking", ["in-place", "forward"])
 def test_averages_that_began_before_the_masks_are_masked_too(masking: str) -> None:
-    model = compiled(net(), O.Adam(0.01, use_ema=True))
+    model = compiled(net(), optimizers.Adam(0.01, use_ema=True))
     train(model, epochs=1)  # all weights are in the averages now
     result = sparsekit.prune(model, {"masking": masking})
     train(model, result.callback, epochs=1)
@@ -168,7 +168,7 @@ def test_averages_that_began_before_the_masks_are_masked_too(masking: str) -> No
 
 
 def test_an_optimizer_that_in_place_cannot_serve_is_warned_of_and_set_right(caplog: pytest.LogCaptureFixture) -> None:
-    model, result = pruned_net(O.Lamb(0.01), {"masking": "in-place"})
+    model, result = pruned_net(optimizers.Lamb(0.01), {"masking": "in-place"})
     assert "Lamb is not known to update every weight by itself" in caplog.text
     train(model, result.callback, epochs=1)
     assert sparsekit.verify(result.finalize()).ok
