@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeAlias
 
@@ -130,6 +130,9 @@ def prune(
     record: Path | None = None,
     strict_target: bool = False,
     calibration: Any = None,
+    session: Any = None,
+    resume: Path | None = None,
+    beam: Sequence[str] | None = None,
     input_signature: Any = None,
 ) -> PruneResult | MaskedModel:
     """Prune a live graph or a model that trains eagerly for retraining, or a model at rest in one shot.
@@ -150,12 +153,21 @@ def prune(
         model, cfg, outputs, target, input_signature: as for :func:`plan`.
         record: where to write the record of the pruned layers (AMCT's text format); None: nowhere.
         strict_target: raise instead of warning where the target does not gain.
-        calibration: of a model at rest, samples of its inputs: an iterable or generator of batches (dicts of input name
+        calibration: samples of the model's inputs: an iterable or generator of batches (dicts of input name
             to array, or arrays for a single input), a ``tf.data.Dataset``, a dict of arrays with all samples, or the
-            path of an .npz with such arrays. Masks and weights are then chosen so that every layer's outputs on the
-            samples stay what they are, layer by layer (``criterion``, ``effort``, ``repair``, ``target_path`` in the
-            config); biases that follow layers take what their means lose. The samples should be of those that the
-            model was trained on, not those that it is judged by.
+            path of an .npz with such arrays (or a pattern with ``*``, or a list of paths). Masks and weights are then
+            chosen so that every layer's outputs on the samples stay what they are, layer by layer (``criterion``,
+            ``effort``, ``repair``, ``target_path``, ``order`` in the config); biases that follow layers take what their
+            means lose. The samples should be of those that the model was trained on, not those that it is judged by.
+            Of a live graph, the result's ``start`` loads what was chosen into the session that trains.
+        session: of a live graph, with calibration: a session with the dense weights, restored or trained. It is read
+            and stays as it is; as it does not see the masks, training takes a new one.
+        resume: with calibration, a folder that keeps every layer as soon as it is solved. The same call with the same
+            folder goes on where an earlier one was stopped, to the same bytes. It stays; remove it when you are done.
+        beam: with calibration, options of an Apache Beam pipeline, such as ``["--runner=FlinkRunner", ...]``, that
+            collects the sums and solves the layers (config: ``order = "one-pass"``). The model and the samples are then
+            paths, and with any other runner than the DirectRunner there is ``resume``; all workers must see them.
+            Needs ``pip install 'sparsekit[beam]'``.
 
     Returns:
         The plan; for a live graph the new variables and their initializer, for a model at rest the pruned one. For a
@@ -163,11 +175,13 @@ def prune(
 
     Raises:
         ConfigError, GraphError, TargetError, MissingFileError, ModelError: as for :func:`plan`; also a live graph that
-            is finalized, was pruned before or already has gradients, weights that are not finite, and what a config
-            asks for that this kind of model cannot do. The graph is as it was.
+            is finalized, was pruned before or already has gradients, a session that is closed, of another graph or
+            without values, weights that are not finite, and what is asked for that this kind of model cannot do. The
+            graph is as it was.
         UnsupportedTargetError: with ``strict_target``, a target without a gain.
-        CalibrationError: the samples do not fit the model.
-        SaveError: the record cannot be written; the graph is as it was.
+        CalibrationError: the samples do not fit the model, ``resume`` is the folder of another run, or the pipeline
+            failed.
+        SaveError: the record or ``resume`` cannot be written; the graph is as it was.
 
     Warns:
         UnsupportedTargetWarning: the target has no gain from the pattern; once a call.
@@ -176,9 +190,12 @@ def prune(
     with _naming(model):
         settings = _Settings.of(cfg, target, input_signature)
         if calibration is not None:
-            settings = attrs.evolve(settings, config=settings.config.calibrated())
+            settings = attrs.evolve(settings, config=settings.config.calibrated(beam is not None))
+        elif resume is not None or beam is not None:
+            name = "beam" if resume is None else "resume"
+            raise ConfigError("there are no calibration samples", where=name, expected="calibration=...")
         if is_trainable(model):
-            _refuse_calibration(calibration)
+            _refuse_for_trainable(calibration=calibration, session=session)
         planning, opened = _decide(model, settings, outputs)
         patterns = {str(decision.pattern) for decision in planning.plan.pruned} or {"2:4"}
         warn_or_refuse(settings.chosen, registry.profiles, patterns=sorted(patterns), strict=strict_target)
@@ -186,12 +203,20 @@ def prune(
             text = Record.of(planning.plan).to_text().encode()
             with nullcontext() if record is None else staged(record, text):
                 return MaskedModel(model, opened, planning, settings.config, registry)
+        _check_session(session, live=opened is None, calibrated=calibration is not None)
         if opened is None:
             _refuse_for_live(settings.config)
-            if calibration is not None:
-                found = "calibration samples for a live graph"
-                raise GraphError(found, expected="a model at rest", hint="Freeze it, prune that, then retrain.")
-            return prune_live(model, planning, registry, record)
+            if resume is not None or beam is not None:
+                name = "beam" if resume is None else "resume"
+                raise ConfigError("does not go with a live graph", where=name, expected="a model at rest")
+            if calibration is None:
+                return prune_live(model, planning, registry, record)
+            from sparsekit.calibration.live import prune_live_calibrated
+
+            names = output_names(outputs)
+            return prune_live_calibrated(
+                model, planning, calibration, session, settings.config, registry, names, record
+            )
         accounts: tuple[LayerAccount, ...] = ()
         if calibration is None:
             with collection_paused():
@@ -200,20 +225,22 @@ def prune(
             from sparsekit.calibration.layerwise import prune_calibrated
 
             pruned, accounts = prune_calibrated(
-                opened, planning.layers, calibration, settings.config, registry, output_names(outputs)
+                opened, planning.layers, calibration, settings.config, registry, output_names(outputs), resume, beam
             )
     if record is not None:
         write_whole(record, Record.of(planning.plan).to_text().encode())
     return PruneResult(planning.plan, model=pruned, accounts=accounts)
 
 
-def _refuse_calibration(calibration: Any) -> None:
-    if calibration is not None:
-        raise GraphError(
-            "calibration samples for a model that trains eagerly",
-            expected="a model at rest",
-            hint="Retrain it; or export it (model.export, tf.saved_model.save) and prune the SavedModel with samples.",
-        )
+def _refuse_for_trainable(**arguments: Any) -> None:
+    for name, argument in arguments.items():
+        if argument is not None:
+            raise GraphError(
+                "a model that trains eagerly cannot be calibrated",
+                where=name,
+                expected="a model at rest",
+                hint="Retrain it; or export it (model.export, tf.saved_model.save) and prune the SavedModel.",
+            )
 
 
 def _refuse_for_live(config: PruneConfig) -> None:
@@ -227,6 +254,23 @@ def _refuse_for_live(config: PruneConfig) -> None:
                 where=f"{config.source}: {key}",
                 expected="a model of Keras 3, a tf.Module or a tf.function",
             )
+
+
+def _check_session(session: Any, *, live: bool, calibrated: bool) -> None:
+    """A session belongs to the calibration of a live graph, and to nothing else."""
+    if live and calibrated and session is None:
+        raise GraphError(
+            "calibration samples for a live graph, without a session",
+            where="session",
+            expected="a session with the dense weights",
+            hint="Restore the dense checkpoint in one and pass it: prune(graph, ..., session=session).",
+        )
+    if session is not None and not (live and calibrated):
+        raise GraphError(
+            "a session without calibration samples" if live else "a session for a model at rest",
+            where="session",
+            expected="None: a session is needed to calibrate a live graph",
+        )
 
 
 @attrs.frozen

@@ -6,7 +6,7 @@ import shutil
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -182,10 +182,23 @@ def report(
 @click.option("--record", type=click.Path(path_type=Path), help="Where to write the record of the pruned layers.")
 @click.option(
     "--calibration",
+    multiple=True,
+    metavar="FILES",
+    help="An .npz with samples of the model's inputs, by name, or a quoted pattern such as 'samples/*.npz': masks and "
+    "weights are chosen on them. May be given several times.",
+)
+@click.option(
+    "--resume",
     type=click.Path(path_type=Path),
-    help="An .npz with samples of the model's inputs, by name: masks and weights are chosen on them.",
+    help="With --calibration: a folder that keeps solved layers. After a stop the same command goes on from there.",
+)
+@click.option(
+    "--runner",
+    help="With --calibration: let an Apache Beam pipeline do the work: DirectRunner, FlinkRunner, SparkRunner, "
+    "DataflowRunner. Its own options come last, after --.",
 )
 @_JSON
+@click.argument("beam_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM OPTIONS]")
 def prune(
     model: Path,
     output: Path,
@@ -193,8 +206,11 @@ def prune(
     target: str | None,
     outputs: str | None,
     record: Path | None,
-    calibration: Path | None,
+    calibration: tuple[str, ...],
+    resume: Path | None,
+    runner: str | None,
     as_json: bool,
+    beam_options: tuple[str, ...],
 ) -> None:
     """Prune MODEL in one shot: choose masks from its weights and write zeros. MODEL itself stays as it is.
 
@@ -203,9 +219,24 @@ def prune(
     import sparsekit
     from sparsekit.table import plain, to_json
 
-    result: Any = sparsekit.prune(
-        model, config, outputs=_names(outputs), target=target, record=record, calibration=calibration
-    )
+    if beam_options and not runner:
+        hint = " (quote a pattern of files)" if calibration else ""
+        raise click.UsageError(f"Got unexpected extra arguments: {' '.join(beam_options)}{hint}")
+    try:
+        result: Any = sparsekit.prune(
+            model,
+            config,
+            outputs=_names(outputs),
+            target=target,
+            record=record,
+            calibration=list(calibration) or None,
+            resume=resume,
+            beam=[f"--runner={runner}", *beam_options] if runner else None,
+        )
+    except KeyboardInterrupt:
+        if calibration:
+            click.echo(_how_to_resume(resume), err=True)
+        raise
     result.save(output)
     if as_json:
         accounts = {"accounts": plain(result.accounts)} if result.accounts else {}
@@ -213,6 +244,17 @@ def prune(
     else:
         click.echo(str(result))
         click.echo(f"Saved as {output}.")
+        if resume:
+            click.echo(f"Solved layers are still in {resume}; remove it when you are done.")
+
+
+def _how_to_resume(folder: Path | None) -> str:
+    if folder is None:
+        return "Stopped; nothing is kept. With --resume FOLDER every solved layer would be."
+    from sparsekit.calibration.resuming import FinishedLayers
+
+    count = FinishedLayers(folder).count()
+    return f"Stopped; solved layers so far, kept in {folder}: {count}. The same command goes on from there."
 
 
 @main.command()

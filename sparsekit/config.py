@@ -57,6 +57,7 @@ _count = _must(
     lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0, "a whole number of weights"
 )
 _effort = _must(lambda value: value in ("fast", "normal", "high"), "fast, normal or high")
+_order = _must(lambda value: value in (None, "sequential", "one-pass"), "sequential or one-pass")
 _target_path = _must(lambda value: value in ("pruned", "dense"), "pruned or dense")
 _masking = _must(
     lambda value: value in ("auto", "forward", "in-place", "project"), "auto, forward, in-place or project"
@@ -186,6 +187,9 @@ class PruneConfig:
         start_step: of a model that trains eagerly (Keras 3, ``tf.Module``), how many steps it trains dense before masks
             are chosen.
         freeze_step: of such a model, after how many steps masks are not chosen any more; None: never.
+        order: with calibration: ``sequential``, the layers one after the other, each on what the pruned ones before
+            it leave it; or ``one-pass``, all of them on what flows through the dense network. None: sequential, unless
+            the call asks for Apache Beam. In one pass both values of ``target_path`` mean the same.
         skip_outputs: leave the layers dense behind which no other layer comes (needs the model's outputs).
         prune: false prunes only the layers for which an override says ``prune=True``.
         target: the name of the product or chip to prune for; None for any.
@@ -212,6 +216,7 @@ class PruneConfig:
     start_step: int = attrs.field(default=0, validator=_steps)
     freeze_step: int | None = attrs.field(default=None, validator=attrs.validators.optional(_steps))
     target_path: Literal["pruned", "dense"] = attrs.field(default="pruned", validator=_target_path)
+    order: Literal["sequential", "one-pass"] | None = attrs.field(default=None, validator=_order)
     prune: bool = attrs.field(default=True, validator=_boolean)
     target: str | None = attrs.field(default=None, validator=attrs.validators.optional(_text))
     skip_layers: tuple[str, ...] = attrs.field(default=(), converter=_to_tuple, validator=_names)
@@ -248,9 +253,23 @@ class PruneConfig:
         with _within(source):
             return _build(cls, mapping, source=source)
 
-    def calibrated(self) -> PruneConfig:
-        """The config for a call with calibration samples: what it leaves open is decided for them."""
-        return self if self.criterion else attrs.evolve(self, criterion=_WITH_CALIBRATION)
+    def calibrated(self, in_one_pass: bool = False) -> PruneConfig:
+        """The config for a call with calibration samples: what it leaves open is decided for them.
+
+        Args:
+            in_one_pass: the call asks for what goes in one pass only.
+
+        Raises:
+            ConfigError: that, and the config says otherwise.
+        """
+        if in_one_pass and self.order == "sequential":
+            raise ConfigError(
+                '"sequential", but a pipeline calibrates all layers at once',
+                where=f"{self.source}: order",
+                expected='"one-pass", or nothing',
+            )
+        order = self.order or ("one-pass" if in_one_pass else "sequential")
+        return attrs.evolve(self, criterion=self.criterion or _WITH_CALIBRATION, order=order)
 
     def settings_for(self, name: str, op_type: str) -> tuple[LayerSettings, SkippedBy | None]:
         """What holds for one layer, and the skip list entry that leaves it dense if there is one.

@@ -13,7 +13,7 @@ from tensorflow.python.framework.func_graph import FuncGraph
 from sparsekit.config import PruneConfig
 from sparsekit.errors import ConfigError, GraphError
 from sparsekit.graph.edit import pristine_scope
-from sparsekit.graph.forward import differentiated
+from sparsekit.graph.forward import ForwardGraph, differentiated
 from sparsekit.graph.node import LiveGraph
 from sparsekit.insertion import insert_masks
 from sparsekit.masking import SCOPE
@@ -57,7 +57,8 @@ def plan_live(
         GraphError: it is no ``tf.Graph``.
     """
     require_live(graph)
-    return make_plan(LiveGraph(graph), config, outputs, registry, target)
+    view = LiveGraph(graph) if outputs is None else ForwardGraph(graph, outputs)
+    return make_plan(view, config, outputs, registry, target)
 
 
 def prune_live(
@@ -69,7 +70,7 @@ def prune_live(
         GraphError, ConfigError: it cannot be done; the graph is as it was and no record is written.
         SaveError: the record cannot be written; the graph is as it was.
     """
-    _check(graph, planning, registry)
+    check_editable(graph, planning, registry)
     text = Record.of(planning.plan).to_text().encode()
     with contextlib.nullcontext() if record is None else staged(record, text):
         variables = insert_masks(graph, planning.layers, registry)
@@ -80,8 +81,12 @@ def prune_live(
     return PruneResult(planning.plan, variables, initializer)
 
 
-def _check(graph: tf.Graph, planning: Planning, registry: Registry) -> None:
-    """Everything that stands against the edit, before the first one."""
+def check_editable(graph: tf.Graph, planning: Planning, registry: Registry) -> None:
+    """Everything that stands against the edit, before the first one.
+
+    Raises:
+        GraphError, ConfigError: see `prune_live`.
+    """
     if graph.finalized:
         raise GraphError(
             "is finalized and cannot be changed",
@@ -127,6 +132,7 @@ def _check(graph: tf.Graph, planning: Planning, registry: Registry) -> None:
                 f"criterion '{decision.criterion}' cannot choose masks inside a training graph",
                 where=decision.name,
                 expected="one of " + ", ".join(name for name, entry in registry.criteria.items() if entry.value.live),
+                hint="With calibration samples and a session it can choose what training starts from.",
             )
 
 

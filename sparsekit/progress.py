@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Task
 
 _T = TypeVar("_T")
 _shown: contextvars.ContextVar[bool] = contextvars.ContextVar("sparsekit_progress", default=False)
@@ -39,3 +43,75 @@ def track(items: Sequence[_T], what: str) -> Iterable[_T]:
     from rich.progress import track as tracked
 
     return tracked(items, what, console=Console(stderr=True), transient=True)
+
+
+@contextlib.contextmanager
+def estimated(what: str, work: float) -> Iterator[Callable[[float], None]]:
+    """A bar with the time that is left, on standard error, where progress is shown: for parts of very unequal work.
+
+    Args:
+        what: the work, for people: "Calibrating".
+        work: how much it is in all, in any unit.
+
+    Yields:
+        To be called with the work of every part that is done.
+    """
+    if not _shown.get():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+    from rich.text import Text
+
+    estimate = Estimate(work)
+
+    class TimeLeft(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(time_left(estimate.seconds_left()))
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeLeft())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=work)
+
+        def advance(done: float) -> None:
+            estimate.advance(done)
+            bar.advance(task, done)
+
+        yield advance
+
+
+class Estimate:
+    """How long work will take, from how long what is done of it has taken.
+
+    Args:
+        work: how much it is in all, in any unit.
+        clock: gives seconds.
+    """
+
+    def __init__(self, work: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._work = work
+        self._clock = clock
+        self._begun = self._last = clock()
+        self._done = 0.0
+
+    def advance(self, done: float) -> None:
+        """A part is done, with so much work in it."""
+        self._done += done
+        self._last = self._clock()
+
+    def seconds_left(self) -> float | None:
+        """None where nothing is done yet. It counts down while a part is worked on."""
+        if not self._done:
+            return None
+        left = (self._last - self._begun) * (self._work - self._done) / self._done
+        return max(0.0, left - (self._clock() - self._last))
+
+
+def time_left(seconds: float | None) -> str:
+    """For people: "about 2 h 05 min left"; "" where it is not known."""
+    if seconds is None:
+        return ""
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"about {minutes // 60} h {minutes % 60:02d} min left"
+    return f"about {minutes} min left" if seconds >= 90 else f"about {round(seconds)} s left"

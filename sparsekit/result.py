@@ -17,6 +17,8 @@ from sparsekit.table import text_table
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from sparsekit.calibration.start import CalibratedStart
+
 
 @attrs.frozen
 class LayerAccount:
@@ -30,7 +32,7 @@ class LayerAccount:
         error_after: the same of the weights that were written.
         damping: the ridge that was used, 0 where none was.
         iterations: of the solver.
-        seconds: of CPU time, the collection of its inputs included.
+        seconds: of CPU time; the collection of its inputs included, if it was not that of other layers too.
         shifted: its mean output was restored in the bias that follows.
         note: what stood in the way of something, "" if nothing did.
     """
@@ -59,6 +61,7 @@ class PruneResult:
             variables were restored or initialized in another way.
         model: of a model at rest, the pruned one.
         accounts: with calibration, what it did to every layer, in the order in which they were treated.
+        calibrated: of a live graph, with calibration, what it chose; :meth:`start` loads it.
     """
 
     plan: Plan
@@ -66,6 +69,28 @@ class PruneResult:
     initializer: tf.Operation | None = attrs.field(default=None, repr=False)
     model: Model | None = attrs.field(default=None, repr=False)
     accounts: tuple[LayerAccount, ...] = attrs.field(default=(), repr=False)
+    calibrated: CalibratedStart | None = attrs.field(default=None, repr=False)
+
+    def start(self, session: Any) -> None:
+        """Let a session of a live graph start from what calibration chose: weights, biases, masks and batch counts.
+
+        Call it in a session that was opened after :func:`sparsekit.prune`, after its variables were initialized and the
+        dense checkpoint was restored. Nothing is added to the graph, which may be finalized.
+
+        Args:
+            session: a ``tf.compat.v1.Session``, or a wrapper of one.
+
+        Raises:
+            GraphError: nothing was calibrated, or it is a session of another graph, is closed, is the one that was
+                calibrated (it does not see the masks), or was trained already (a start would undo that).
+        """
+        if self.calibrated is None:
+            raise GraphError(
+                "there is no calibrated start",
+                expected="a live graph that was pruned with calibration samples",
+                hint="Without them masks are chosen at the first training batch.",
+            )
+        self.calibrated.load(session)
 
     @property
     def graph_def(self) -> Any:
@@ -106,9 +131,16 @@ class PruneResult:
     def __str__(self) -> str:
         if self.model is not None:
             return f"{self.plan}\n{accounts_table(self.accounts)}".rstrip() if self.accounts else str(self.plan)
-        return (
+        text = (
             f"{self.plan}\n{len(self.variables)} new variables. Build gradients and sessions after this; a session "
             "that already ran this graph would not see the masks."
+        )
+        if self.calibrated is None:
+            return text
+        return (
+            f"{text}\n{accounts_table(self.accounts)}In the new session, once its variables are initialized and the "
+            "dense checkpoint is restored, call result.start(session). Without it masks are chosen by magnitude at the "
+            "first batch, and all of the above is lost."
         )
 
 

@@ -58,6 +58,8 @@ def test_shell_snippets_run(tmp_path):
         if command[0] == "make":
             assert command[1] in targets
             continue
+        if "--runner" in command:  # tests/calibration/test_pipeline.py runs it, where Apache Beam is
+            continue
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, (line, done.stderr)
         assert done.stdout

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from sparsekit.calibration.layout import Layout
 from sparsekit.calibration.network import Network
-from sparsekit.calibration.samples import Samples
+from sparsekit.calibration.samples import Batch, Samples
 from sparsekit.errors import ModelError
 from sparsekit.graph.node import Edge
 from sparsekit.handler import OpHandler, WeightSite
@@ -66,29 +66,89 @@ def collect(
     Raises:
         ModelError: TensorFlow cannot run the model on the samples, or there are none.
     """
-    data = [use.data for use in uses]
-    forms = _Forms(network, uses)
-    collected: Collected | None = None
+    collector = Collector(network, uses, layer, pattern, dense_path)
     for batch in samples:
-        flows = network.run(data, batch.feeds)
-        dense = network.run(data, batch.feeds, dense=True) if dense_path else [None] * len(uses)
-        for use, form, flow, before in zip(uses, forms.of(flows, batch.feeds), flows, dense, strict=True):
-            if collected is None:
-                collected = _empty(form, use.site, layer, pattern, dense_path)
-            layout = attrs.evolve(collected.layout, form=form)
+        flows = network.run(collector.data, batch.feeds)
+        dense = network.run(collector.data, batch.feeds, dense=True) if dense_path else None
+        collector.add(batch, flows, dense)
+    return Collected(collector.layout, collector.take())
+
+
+class Collector:
+    """Adds what flows into the uses of a weight to the sums of its layer, batch by batch.
+
+    Attributes:
+        data: what is to be fetched of every batch.
+    """
+
+    def __init__(
+        self, network: Network, uses: Sequence[Use], layer: str, pattern: Pattern, dense_path: bool = False
+    ) -> None:
+        self.data = [use.data for use in uses]
+        self._uses = uses
+        self._layer = layer
+        self._pattern = pattern
+        self._dense_path = dense_path
+        self._forms = _Forms(network, uses)
+        self._layout: Layout | None = None
+        self._sums: tuple[Statistics, ...] = ()
+
+    @property
+    def layout(self) -> Layout:
+        """The layer's layout for the data of the first batch.
+
+        Raises:
+            ModelError: no batch was added.
+        """
+        if self._layout is None:
+            raise ModelError("there are no calibration samples", where=self._layer)
+        return self._layout
+
+    def lay_out(self, feeds: Any, flows: Sequence[Array]) -> tuple[int, int]:
+        """Learn the layout from a batch without adding it.
+
+        Returns:
+            How many Gram matrices the layer has, and K, how many rows and columns each has.
+        """
+        form, site = self._forms.of(flows, feeds)[0], self._uses[0].site
+        shape = site.source.shape_at_op
+        blocks, size, _ = form.weight_matrix(np.broadcast_to(np.float32(0), shape)).shape
+        if self._layout is None:
+            self._layout = Layout.of(form, size, shape[site.source.axis_at_op], self._pattern)
+        padding = self._layout.padding
+        return blocks, size if padding is None else len(padding)
+
+    def add(self, batch: Batch, flows: Sequence[Array], dense: Sequence[Array] | None = None) -> None:
+        """Add a batch.
+
+        Args:
+            batch: the batch.
+            flows: what its run gave along ``data``.
+            dense: what the dense network gave there, where the layer is matched to that.
+        """
+        if not self._sums:
+            blocks, size = self.lay_out(batch.feeds, flows)
+            self._sums = tuple(
+                Statistics.empty(size, dense_path=self._dense_path, layer=self._layer) for _ in range(blocks)
+            )
+        befores: Sequence[Array | None] = dense or [None] * len(flows)
+        for form, flow, before in zip(self._forms.of(flows, batch.feeds), flows, befores, strict=True):
+            layout = attrs.evolve(self.layout, form=form)
             for part in _parts(form, flow):
                 lowered = layout.lower(flow[part])
                 lowered_before = None if before is None else layout.lower(before[part])
-                for block, statistics in enumerate(collected.statistics):
+                for block, statistics in enumerate(self._sums):
                     statistics.add(
                         lowered[block],
                         batch.fold,
                         samples=len(flow[part]),
                         dense=None if lowered_before is None else lowered_before[block],
                     )
-    if collected is None:
-        raise ModelError("there are no calibration samples", where=layer)
-    return collected
+
+    def take(self) -> tuple[Statistics, ...]:
+        """The sums of what was added since they were taken last, a block each."""
+        sums, self._sums = self._sums, ()
+        return sums
 
 
 class _Forms:
@@ -111,14 +171,6 @@ class _Forms:
             ]
             self._made_for = lengths
         return self._forms
-
-
-def _empty(form: MatrixForm, site: WeightSite, layer: str, pattern: Pattern, dense_path: bool) -> Collected:
-    shape = site.source.shape_at_op
-    blocks, size, _ = form.weight_matrix(np.broadcast_to(np.float32(0), shape)).shape
-    layout = Layout.of(form, size, shape[site.source.axis_at_op], pattern)
-    filled = size if layout.padding is None else len(layout.padding)
-    return Collected(layout, tuple(Statistics.empty(filled, dense_path=dense_path, layer=layer) for _ in range(blocks)))
 
 
 def _parts(form: MatrixForm, data: Array) -> Iterator[slice]:

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 from tensorflow.python.framework import op_def_registry
 
 from sparsekit.errors import ModelError
-from sparsekit.graph.node import ArgumentNode, Edge, FunctionView, GraphView, Node, ProtoGraph, ProtoNode
+from sparsekit.graph.node import (
+    ArgumentNode,
+    Edge,
+    FunctionView,
+    GraphView,
+    LiveGraph,
+    LiveNode,
+    Node,
+    ProtoGraph,
+    ProtoNode,
+)
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+_Defined: TypeAlias = ProtoNode | LiveNode
 _CONTROL_FLOW = ("Switch", "RefSwitch", "Enter", "RefEnter")
 
 
-def inlined(view: ProtoGraph) -> Any:
+def inlined(view: ProtoGraph | LiveGraph) -> Any:
     """The same graph with every call of a function replaced by the function's body.
 
     Each node of a body is named by its ``path``; a call's own name stays, on an op that hands on its results, so that
@@ -51,7 +62,7 @@ def _add_all(view: GraphView, start: str, result: Any) -> None:
     for node in view.nodes():
         if isinstance(node, ArgumentNode):
             continue
-        assert isinstance(node, ProtoNode)
+        assert isinstance(node, _Defined)
         controls = list(_controls(node))
         # What has no inputs must run where the call runs (in the same loop, say). A side effect must not come early;
         # but an op in a loop of the body must not wait for one outside of it.
@@ -66,7 +77,7 @@ def _add_all(view: GraphView, start: str, result: Any) -> None:
             _copy_attributes(node, copied)
 
 
-def _add_call(call: ProtoNode, body: FunctionView, controls: list[str], result: Any) -> None:
+def _add_call(call: _Defined, body: FunctionView, controls: list[str], result: Any) -> None:
     """The body, between an op that has the call's inputs and one that has its name and its results."""
     start = f"{call.path}/sparsekit/call"
     arguments = [_passed(edge).node.path for edge in call.inputs]
@@ -85,7 +96,7 @@ def _add(name: str, op: str, inputs: list[str], controls: list[str], result: Any
     return node
 
 
-def _copy_attributes(node: ProtoNode, copied: Any) -> None:
+def _copy_attributes(node: _Defined, copied: Any) -> None:
     view = node.view
     for name, value in node.definition.attr.items():
         if name == "_class":
@@ -94,12 +105,12 @@ def _copy_attributes(node: ProtoNode, copied: Any) -> None:
         elif value.WhichOneof("value") == "placeholder" and isinstance(view, FunctionView):
             # The function's own attributes have their values at the call.
             call = view.call
-            assert isinstance(call, ProtoNode)
+            assert isinstance(call, _Defined)
             value = call.definition.attr[view.role].func.attr[value.placeholder]
         copied.attr[name].CopyFrom(value)
 
 
-def _colocations(node: ProtoNode) -> Iterator[bytes]:
+def _colocations(node: _Defined) -> Iterator[bytes]:
     """The ops that a node wants to be placed with, by their new names."""
     for text in node.definition.attr["_class"].list.s:
         name = text.decode().removeprefix("loc:@")
@@ -108,7 +119,7 @@ def _colocations(node: ProtoNode) -> Iterator[bytes]:
             yield f"loc:@{_passed(Edge(other, 0)).node.path}".encode()
 
 
-def _controls(node: ProtoNode) -> Iterator[str]:
+def _controls(node: _Defined) -> Iterator[str]:
     """The nodes that a node waits for, by their new names."""
     for text in node.definition.input:
         if not text.startswith("^"):

@@ -1,36 +1,32 @@
-"""Layers in the order of the graph, each solved on the inputs that the already pruned ones before it leave it."""
+"""Calibrated pruning: layers in the order of the graph, on what the pruned ones before leave them, or in one pass."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import os
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import attrs
-import numpy.typing as npt
 
-from sparsekit.artefact.model import Change, Model
+from sparsekit.artefact.model import Model
 from sparsekit.calibration.collecting import Use, collect
+from sparsekit.calibration.cost import costs, sequential
 from sparsekit.calibration.inlining import inlined
 from sparsekit.calibration.network import Network, opened
+from sparsekit.calibration.one_pass import prune_in_one_pass, solver_of_this_process, timed
+from sparsekit.calibration.resuming import FinishedLayers, facts_of_run, facts_of_samples
 from sparsekit.calibration.samples import Samples
-from sparsekit.calibration.shifting import output_bias
-from sparsekit.calibration.solving import solve_layer
+from sparsekit.calibration.treatment import Treatment
 from sparsekit.config import PruneConfig
 from sparsekit.graph.node import FunctionView, Node
 from sparsekit.graph.order import in_order, last_turns
-from sparsekit.graph.trace import Tracer
-from sparsekit.handler import OpHandler, WeightSite
-from sparsekit.one_shot import check_weights, pruned_weight
+from sparsekit.one_shot import check_weights
 from sparsekit.planning import PlannedLayer
 from sparsekit.plugins import Registry
-from sparsekit.progress import track
+from sparsekit.progress import estimated
 from sparsekit.result import LayerAccount
-
-Array: TypeAlias = npt.NDArray[Any]
-_WITHOUT_INPUTS = "magnitude"
 
 
 def prune_calibrated(
@@ -40,6 +36,8 @@ def prune_calibrated(
     config: PruneConfig,
     registry: Registry,
     outputs: Sequence[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    beam: Sequence[str] | None = None,
 ) -> tuple[Model, tuple[LayerAccount, ...]]:
     """A model with masks and weights chosen on sample inputs; the given one is not modified.
 
@@ -47,31 +45,42 @@ def prune_calibrated(
         model: the model.
         layers: those to be pruned.
         samples: inputs of the model, see `Samples`.
-        config: effort, repairs, whose outputs are matched.
+        config: effort, repairs, whose outputs are matched, in which order.
         registry: the plugins.
         outputs: the operations whose results are used; None: those of the model.
+        resume: a folder that keeps every layer that is solved; those in it already are taken from there.
+        beam: options of an Apache Beam pipeline that does the work; the model and the samples are files then.
 
     Returns:
-        The pruned model, and an account of every layer, in the order in which they were treated.
+        The pruned model, and an account of every layer, in the order of the graph.
 
     Raises:
         ModelError: a weight cannot be read or is not finite, or TensorFlow cannot run the model on the samples.
-        CalibrationError: the samples do not fit the model.
+        CalibrationError: the samples do not fit the model, or the folder is of another run.
+        SaveError: the folder cannot be written to.
     """
     check_weights(model, layers)
-    changes: list[Change] = []
-    accounts = []
-    with opened(model) as network, contextlib.closing(Samples(samples, network.inputs)) as batches:
-        run = _Run(model, network, batches, config, registry)
-        for layer in track(_in_order(model, layers), "Calibrating"):
-            begun = time.process_time()
-            account = run.treat(layer)
-            accounts.append(attrs.evolve(account, seconds=time.process_time() - begun))
-        changes = run.changes
-    return model.changed(changes), tuple(accounts)
+    if beam is not None:
+        from sparsekit.calibration.pipeline import prune_in_a_pipeline
+
+        return prune_in_a_pipeline(model, layers, samples, config, registry, outputs, resume, beam)
+    with opened(model, outputs) as network, contextlib.closing(Samples(samples, network.inputs)) as batches:
+        finished = None
+        if resume is not None:
+            facts = facts_of_run(model, layers, facts_of_samples(samples, batches), config, registry)
+            finished = FinishedLayers.open(resume, facts)
+        treatment = Treatment(model, network, next(iter(batches)).feeds, config, registry)
+        ordered = in_order_of_graph(model, layers)
+        if config.order == "one-pass":
+            solver = solver_of_this_process(network, batches, treatment, finished)
+            accounts = prune_in_one_pass(ordered, network, treatment, batches.count, finished, solver)
+        else:
+            accounts = _prune_one_by_one(ordered, network, treatment, batches, config, finished)
+        done = tuple(accounts)
+    return model.changed(treatment.changes), done
 
 
-def _in_order(model: Model, layers: Iterable[PlannedLayer]) -> list[PlannedLayer]:
+def in_order_of_graph(model: Model, layers: Iterable[PlannedLayer]) -> list[PlannedLayer]:
     """A layer comes after those that its inputs are made by: the order of the first of its uses."""
     nodes = {node.name: node for node in inlined(model.view).node}
     place = {name: index for index, name in enumerate(in_order(nodes, last_turns(nodes)))}
@@ -85,83 +94,49 @@ def _in_order(model: Model, layers: Iterable[PlannedLayer]) -> list[PlannedLayer
     return sorted(layers, key=lambda layer: min(place_of(site.node) for site in layer.sites))
 
 
-class _Run:
-    """One pass over the layers; every layer sees what was done to those before it.
+def _prune_one_by_one(
+    layers: Sequence[PlannedLayer],
+    network: Network,
+    treatment: Treatment,
+    samples: Samples,
+    config: PruneConfig,
+    finished: FinishedLayers | None,
+) -> Iterator[LayerAccount]:
+    """Prune layers; each sees what was done to those before it."""
+    uses = {layer: treatment.uses(layer) for layer in layers}
+    obstacles = {layer: treatment.obstacle(layer, uses[layer]) for layer in layers}
+    known = {layer: finished.load(layer.decision.name) for layer in layers} if finished else {}
+    work = sequential(costs([() if obstacles[layer] else uses[layer] for layer in layers], samples.count))
+    ahead = [0.0 if known.get(layer) else cost for layer, cost in zip(layers, work, strict=True)]
+    with estimated("Calibrating", sum(ahead)) as advance:
+        for layer, cost in zip(layers, ahead, strict=True):
+            begun = time.process_time()
+            if obstacles[layer]:
+                account = treatment.by_weights(layer, obstacles[layer])
+                yield attrs.evolve(account, seconds=time.process_time() - begun)
+            elif (solved := known.pop(layer, None)) is not None:
+                bias = treatment.bias(layer, uses[layer], treatment.form(uses[layer][0]))
+                yield treatment.apply(layer, uses[layer], solved, bias)
+            else:
+                yield _prune_one(layer, uses[layer], network, treatment, samples, config, finished)
+            advance(cost)
 
-    Attributes:
-        changes: what becomes of stored values.
-    """
 
-    def __init__(
-        self, model: Model, network: Network, samples: Samples, config: PruneConfig, registry: Registry
-    ) -> None:
-        self.changes: list[Change] = []
-        self._model = model
-        self._network = network
-        self._samples = samples
-        self._config = config
-        self._registry = registry
-        self._tracer = Tracer()
-
-    def treat(self, layer: PlannedLayer) -> LayerAccount:
-        """Prune one layer."""
-        account = LayerAccount(layer.decision.name, layer.decision.criterion)
-        # Exporters leave dead copies of layers behind, which see nothing.
-        uses = [Use(site, self._handler(site)) for site in layer.sites if self._network.computes(site.node)]
-        obstacle = self._obstacle(uses)
-        if obstacle:
-            return self._by_weights(layer, attrs.evolve(account, criterion=_WITHOUT_INPUTS, note=obstacle))
-        return self._by_statistics(layer, uses, account)
-
-    def _handler(self, site: WeightSite) -> OpHandler:
-        handler = self._registry.handler(site.node.op)
-        assert handler is not None
-        return handler
-
-    def _obstacle(self, uses: list[Use]) -> str:
-        """Why a layer's inputs cannot be had."""
-        if not uses:
-            return "no run of the model computes it"
-        if not all(self._network.can_fetch(use.site.node) for use in uses):
-            return "it lies in a loop or cond, where its inputs cannot be fetched"
-        lacking = [use.site.node.op for use in uses if not use.handler.has_matrix_form]
-        return f"{lacking[0]} has no matrix form" if lacking else ""
-
-    def _by_weights(self, layer: PlannedLayer, account: LayerAccount) -> LayerAccount:
-        decision = attrs.evolve(layer.decision, criterion=account.criterion)
-        change = functools.partial(pruned_weight, layer=attrs.evolve(layer, decision=decision), registry=self._registry)
-        self._network.set((site.source.tensor for site in layer.sites), change(self._weight(layer)))
-        self.changes.append((layer.source.read, change))
-        return account
-
-    def _weight(self, layer: PlannedLayer) -> Array:
-        return next(self._model.values(layer.source.read))[1]
-
-    def _by_statistics(self, layer: PlannedLayer, uses: list[Use], account: LayerAccount) -> LayerAccount:
-        decision, source, config = layer.decision, uses[0].site.source, self._config
-        assert decision.pattern is not None
-        dense_path = config.target_path == "dense"
-        collected = collect(self._network, uses, self._samples, decision.name, decision.pattern, dense_path)
-        nodes = [site.node for site in layer.sites]
-        feeds = next(iter(self._samples)).feeds
-        form = collected.layout.form
-        bias = output_bias(self._model, self._network, nodes, uses[0].site.node, form, feeds, self._tracer)
-        weight = self._weight(layer)
-        criterion = self._registry.criterion(decision.criterion)
-        solved = solve_layer(
-            source.as_op_sees(weight),
-            collected,
-            criterion,
-            decision.pattern,
-            config,
-            account,
-            centered=bias is not None,
-        )
-        pruned = source.as_stored(solved.weight).astype(weight.dtype, copy=False)
-        self._network.set((site.source.tensor for site in layer.sites), pruned)
-        self.changes.append((layer.source.read, lambda _: pruned))
-        if bias is not None and solved.shift is not None:
-            read, move = bias.moved(solved.shift)
-            self._network.set(bias.edges, move(next(self._model.values(read))[1]))
-            self.changes.append((read, move))
-        return solved.account
+def _prune_one(
+    layer: PlannedLayer,
+    uses: Sequence[Use],
+    network: Network,
+    treatment: Treatment,
+    samples: Samples,
+    config: PruneConfig,
+    finished: FinishedLayers | None,
+) -> LayerAccount:
+    decision = layer.decision
+    assert decision.pattern is not None
+    begun = time.process_time()
+    collected = collect(network, uses, samples, decision.name, decision.pattern, config.target_path == "dense")
+    bias = treatment.bias(layer, uses, collected.layout.form)
+    solved = timed(treatment.solve(layer, uses[0], collected, bias is not None), begun)
+    if finished:
+        finished.save(decision.name, solved)
+    return treatment.apply(layer, uses, solved, bias)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -19,14 +17,16 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from sparsekit.errors import CalibrationError, MissingFileError, near_matches
+from sparsekit.calibration.files import FileBatch, cuts, npz_paths, read_npz
+from sparsekit.errors import CalibrationError, near_matches
 
 Array: TypeAlias = npt.NDArray[Any]
 
 _FORMS = (
     "an iterable of batches (dicts of input name to array, arrays, or tuples of arrays), a tf.data.Dataset, a dict of "
-    "input name to array, or the path of an .npz file"
+    "input name to array, or the path of an .npz file, or several"
 )
+_BATCH_SIZE = 32
 _FIRST_AXIS = "The first axis of every array holds the samples."
 # What an input of a kind of dtype takes: with bool, integers and floats numpy's letters, "V" bfloat16 and the like.
 _TAKES = {"b": "b", "i": "biu", "u": "biu", "f": "biufV", "V": "biufV", "c": "biufcV", "O": "SUO"}
@@ -83,7 +83,8 @@ class Samples:
               temporary file. Arrays in a list or tuple are not copied: do not change them.
             - a ``tf.data.Dataset`` of such batches, finite; read once too, since it may shuffle.
             - a dict of input name to array (for one input also an array) with all the samples, or the path of an .npz
-              file with such arrays, which is read whole. They are cut into batches.
+              file with such arrays, which is read whole, or a pattern or list of several. They are cut into batches,
+              every file apart.
         inputs: the model's, in the order that tuples have.
         batch_size: how many samples a batch has where arrays are cut; the last one may have fewer. An input whose first
             axis has a fixed length must be given that length.
@@ -99,15 +100,16 @@ class Samples:
     """
 
     def __init__(
-        self, source: Any, inputs: Sequence[ModelInput], *, batch_size: int = 32, memory_limit: int = 1 << 30
+        self, source: Any, inputs: Sequence[ModelInput], *, batch_size: int = _BATCH_SIZE, memory_limit: int = 1 << 30
     ) -> None:
         if type(batch_size) is not int or batch_size < 1:
             raise CalibrationError(repr(batch_size), where="batch_size", expected="a positive integer")
         self.inputs = tuple(inputs)
         self._store = _Store(memory_limit)
         where, batches = _open(source, self.inputs, batch_size)
-        # A generator may fill the same arrays again and again.
-        held = bool(where) or isinstance(source, (Mapping, list, tuple, np.ndarray))
+        # A generator may fill the same arrays again and again; many files need not fit into memory.
+        paths = npz_paths(source) or ()
+        held = len(paths) == 1 or (not paths and isinstance(source, (Mapping, list, tuple, np.ndarray)))
         lengths = []
         for number, batch in enumerate(batches):
             feeds, samples = _checked(batch, self.inputs, f"{where}batch {number}")
@@ -121,12 +123,15 @@ class Samples:
         """The number of batches."""
         return len(self._parts)
 
+    def __getitem__(self, index: int) -> Batch:
+        part = self._parts[index]
+        feeds = self._store[part.stored]
+        if part.cut is not None:
+            feeds = {name: array[part.cut] if array.ndim else array for name, array in feeds.items()}
+        return Batch(feeds, part.fold, part.samples)
+
     def __iter__(self) -> Iterator[Batch]:
-        for part in self._parts:
-            feeds = self._store[part.stored]
-            if part.cut is not None:
-                feeds = {name: array[part.cut] if array.ndim else array for name, array in feeds.items()}
-            yield Batch(feeds, part.fold, part.samples)
+        return (self[index] for index in range(len(self)))
 
     @property
     def count(self) -> int:
@@ -184,40 +189,57 @@ def _parts(lengths: list[int], inputs: Sequence[ModelInput]) -> list[_Part]:
     return parts
 
 
+def file_batches(paths: Sequence[str], inputs: Sequence[ModelInput]) -> list[FileBatch]:
+    """The batches that :class:`Samples` would have of these files, without reading them.
+
+    Raises:
+        MissingFileError, CalibrationError: a file cannot be read, or there are no samples.
+    """
+    found = cuts(paths, _BATCH_SIZE)
+    if not found:
+        raise CalibrationError("is empty", where=f"{', '.join(paths)}, samples", expected="at least one batch")
+    batches = []
+    for part in _parts([stop - start for _, start, stop in found], inputs):
+        path, start, _ = found[part.stored]
+        start += part.cut.start if part.cut else 0
+        batches.append(FileBatch(path, start, start + part.samples, part.fold))
+    return batches
+
+
+def read_batch(batch: FileBatch, arrays: Mapping[str, Array], inputs: Sequence[ModelInput]) -> Batch:
+    """A batch of a file whose arrays are read.
+
+    Raises:
+        CalibrationError: it does not fit the inputs.
+    """
+    where = f"{batch.path}, samples {batch.start} to {batch.stop - 1}"
+    cut = {name: array[batch.start : batch.stop] if array.ndim else array for name, array in arrays.items()}
+    feeds, samples = _checked(cut, inputs, where)
+    return Batch(feeds, batch.fold, samples)
+
+
 # --- where batches come from -----------------------------------------------------------------------------
 
 
 def _open(source: Any, inputs: Sequence[ModelInput], batch_size: int) -> tuple[str, Iterable[Any]]:
     """The batches that ``source`` stands for, and the file that they come from, for messages."""
-    if isinstance(source, (str, os.PathLike)):
-        path = os.fsdecode(source)
-        return f"{path}, ", _cut(_read_npz(path), inputs, batch_size, f"{path}, ")
+    paths = npz_paths(source)
+    if paths is not None:
+        batches = (batch for path in paths for batch in _cut(read_npz(path), inputs, batch_size, f"{path}, "))
+        return f"{paths[0]}, " if len(paths) == 1 else f"{paths[0]} to {paths[-1]}, ", batches
     if isinstance(source, Mapping):
         return "", _cut(dict(source), inputs, batch_size, "")
     if isinstance(source, np.ndarray):
-        if len(inputs) != 1:
+        only = [known for known in inputs if known.required] or inputs
+        if len(only) != 1:
             raise CalibrationError("is one array", where="samples", expected=f"a dict of arrays: {_listed(inputs)}")
-        return "", _cut({inputs[0].name: source}, inputs, batch_size, "")
+        return "", _cut({only[0].name: source}, inputs, batch_size, "")
     tensorflow = sys.modules.get("tensorflow")
     if tensorflow is not None and isinstance(source, tensorflow.data.Dataset):
         return "", _of_dataset(source, tensorflow)
     if isinstance(source, bytes) or not isinstance(source, Iterable):
         raise CalibrationError(f"got {type(source).__name__}", where="samples", expected=_FORMS)
     return "", source
-
-
-def _read_npz(path: str) -> dict[str, Array]:
-    expected = "an .npz file with an array for every input"
-    try:
-        arrays = np.load(path, allow_pickle=False)
-        if isinstance(arrays, np.ndarray):
-            raise CalibrationError("holds a single array", where=path, expected=expected)
-        with arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingFileError("there is no such file", where=path, expected=expected) from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise CalibrationError(f"cannot be read ({error})", where=path, expected=expected) from error
 
 
 def _cut(arrays: dict[Any, Any], inputs: Sequence[ModelInput], size: int, where: str) -> Iterator[dict[str, Array]]:

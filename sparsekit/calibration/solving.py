@@ -62,7 +62,7 @@ def solve_layer(
                 statistics=statistics,
                 pattern=pattern,
                 effort=config.effort,
-                target="dense" if config.target_path == "dense" else "own",
+                target="own" if collected.statistics[0].cross_gram is None else "dense",
                 centered=centered,
                 padding=collected.layout.padding,
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -146,6 +147,29 @@ def _differentiated(node: Node, view: GraphView) -> str | None:
             if view.node(name) is not None:
                 return name
     return None
+
+
+class ForwardGraph(LiveGraph):
+    """A ``tf.Graph`` in which only those count as readers that the outputs depend on, as if it had been cut to them.
+
+    Args:
+        graph: the graph.
+        outputs: the operations whose results are used.
+    """
+
+    def __init__(self, graph: Any, outputs: Sequence[str]) -> None:
+        super().__init__(graph)
+        self._outputs = outputs
+
+    @functools.cached_property
+    def _readers(self) -> dict[str, list[tuple[Node, int]]]:
+        forward = forward_nodes(self, self._outputs)
+        readers: dict[str, list[tuple[Node, int]]] = {}
+        for node in self.nodes():
+            if node in forward:
+                for index, edge in enumerate(node.inputs):
+                    readers.setdefault(edge.node.name, []).append((node, index))
+        return readers
 
 
 def reached(start: Iterable[_T], neighbours: Callable[[_T], Iterable[_T]]) -> set[_T]:

@@ -281,6 +281,12 @@ class LiveNode(Node):
     def in_control_flow(self) -> bool:
         return self.operation._get_control_flow_context() is not None
 
+    @property
+    def definition(self) -> Any:
+        """Its NodeDef."""
+        view: LiveGraph = self.view  # type: ignore[assignment]
+        return view.definitions[self.name]
+
 
 class LiveGraph(GraphView):
     """A ``tf.Graph``. Take a new view after an edit: inputs and readers are remembered."""
@@ -307,10 +313,20 @@ class LiveGraph(GraphView):
             return None
 
     @functools.cached_property
+    def graph_def(self) -> Any:
+        """The graph as it was when this was first asked for."""
+        return self.graph.as_graph_def()
+
+    @functools.cached_property
+    def definitions(self) -> Mapping[str, Any]:
+        """The NodeDefs, by name."""
+        return {node.name: node for node in self.graph_def.node}
+
+    @functools.cached_property
     def library(self) -> Mapping[str, Any]:
         # Serializing the graph is the one way to its functions that every TensorFlow offers; it is asked for only
         # where some op calls one.
-        return {f.signature.name: f for f in self.graph.as_graph_def().library.function}
+        return {f.signature.name: f for f in self.graph_def.library.function}
 
 
 class ProtoNode(Node):

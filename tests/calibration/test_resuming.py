@@ -1,0 +1,176 @@
+"""Calibration that was stopped at any point goes on to the same bytes."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from calibrated_networks import LAYERS, network, samples, written
+from click.testing import CliRunner
+
+import sparsekit
+from sparsekit.calibration import resuming
+from sparsekit.cli import main
+
+_MAIN = "from sparsekit.cli import main; main()"
+ORDERS = ("sequential", "one-pass")
+
+
+def bits(result: sparsekit.PruneResult) -> bytes:
+    return result.graph_def.SerializeToString(deterministic=True)
+
+
+def solved(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.npz"))
+
+
+class Stopped(BaseException):
+    """As if the user pressed Ctrl-C."""
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, layers: int, error: type[BaseException] = Stopped) -> None:
+    """Let calibration stop when so many layers are kept."""
+    keep, kept = resuming.FinishedLayers.save, []
+
+    def save(self: Any, layer: str, became: Any) -> None:
+        keep(self, layer, became)
+        kept.append(layer)
+        if len(kept) == layers:
+            raise error
+
+    monkeypatch.setattr(resuming.FinishedLayers, "save", save)
+
+
+@pytest.mark.parametrize("target_path", ["pruned", "dense"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_stopped_after_any_layer_it_goes_on_to_the_same_bytes(
+    order: str, target_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = {"order": order, "target_path": target_path}
+    whole = sparsekit.prune(network(), cfg, calibration=samples(100))
+    for layers in range(1, len(LAYERS) + 1):
+        folder = tmp_path / str(layers)
+        with monkeypatch.context() as patched, pytest.raises(Stopped):
+            stop_after(patched, layers)
+            sparsekit.prune(network(), cfg, calibration=samples(100), resume=folder)
+        before = {path: path.stat().st_mtime_ns for path in solved(folder)}
+        assert len(before) == layers
+        result = sparsekit.prune(network(), cfg, calibration=samples(100), resume=folder)
+        assert bits(result) == bits(whole)
+        assert [a.error_after for a in result.accounts] == [a.error_after for a in whole.accounts]
+        assert len(solved(folder)) == len(LAYERS)
+        assert before == {path: path.stat().st_mtime_ns for path in before}  # they were not solved again
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(order: str, tmp_path: Path) -> None:
+    """A process of its own, killed for good, several times; moments are drawn anew in every run."""
+    written(tmp_path)
+    (tmp_path / "config.toml").write_text(f'order = "{order}"\neffort = "high"\n')
+    command = [sys.executable, "-c", _MAIN, "prune", "dense.pb", "--calibration", "samples-*.npz"]
+    command += ["--config", "config.toml", "--resume", "kept", "-o"]
+
+    def run(output: str, *, until: float | None = None, layers: int | None = None) -> None:
+        process = subprocess.Popen([*command, output], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        try:
+            if until is None and layers is None:
+                said = process.communicate(timeout=300)[0]
+                assert process.returncode == 0, said
+                return
+            while process.poll() is None and (layers is None or len(solved(tmp_path / "kept")) < layers):
+                time.sleep(0.002)
+            time.sleep(until or 0.0)
+        finally:
+            process.kill()
+            process.communicate()
+
+    run("whole.pb")
+    shutil.rmtree(tmp_path / "kept")
+    drawn = random.Random()
+    for layers in (1, drawn.randint(2, 4)):
+        run("never.pb", layers=layers, until=drawn.uniform(0, 0.1))
+    assert 0 < len(solved(tmp_path / "kept")) <= len(LAYERS)
+    run("resumed.pb")
+    assert (tmp_path / "resumed.pb").read_bytes() == (tmp_path / "whole.pb").read_bytes()
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    command = ["prune", "dense.pb", "--calibration", "samples-0.npz", "-o", "out.pb"]
+    with monkeypatch.context() as patched:
+        stop_after(patched, 2, KeyboardInterrupt)
+        ended = CliRunner().invoke(main, [*command, "--resume", "kept"])
+    assert ended.exit_code != 0 and not Path("out.pb").exists()
+    assert "kept in kept: 2. The same command goes on from there." in ended.stderr
+    ended = CliRunner().invoke(main, [*command, "--resume", "kept"])
+    assert ended.exit_code == 0 and "remove it when you are done" in ended.stdout
+    assert len(solved(Path("kept"))) == len(LAYERS)
+    monkeypatch.setattr(sparsekit, "prune", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert "--resume FOLDER" in CliRunner().invoke(main, command).stderr
+
+
+def differing_model() -> Any:
+    graph_def = network()
+    (node,) = [node for node in graph_def.node if node.name == "out/b"]
+    content = bytearray(node.attr["value"].tensor.tensor_content)
+    content[0] ^= 1
+    node.attr["value"].tensor.tensor_content = bytes(content)
+    return graph_def
+
+
+@pytest.mark.parametrize(
+    ("model", "cfg", "count", "named"),
+    [
+        (differing_model, {}, 40, "the model was"),
+        (network, {"effort": "fast"}, 40, 'config key effort was "normal", is "fast"'),
+        (network, {"skip_layers": ["fc"]}, 40, "config key skip_layers was"),
+        (network, {"order": "one-pass"}, 40, 'config key order was "sequential", is "one-pass"'),
+        (network, {}, 41, "the samples was"),
+    ],
+)
+def test_the_folder_of_another_run_is_refused_and_what_differs_is_named(
+    model: Any, cfg: dict[str, Any], count: int, named: str, tmp_path: Path
+) -> None:
+    sparsekit.prune(network(), calibration=samples(40), resume=tmp_path / "kept")
+    before = {path: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
+    with pytest.raises(sparsekit.CalibrationError, match=named) as caught:
+        sparsekit.prune(model(), cfg, calibration=samples(count), resume=tmp_path / "kept")
+    assert caught.value.hint == "Name another folder to begin anew."
+    assert before == {path: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
+
+
+def test_files_of_samples_are_told_apart_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    sparsekit.prune("dense.pb", calibration="samples-0.npz", resume="kept")
+    os.utime("samples-0.npz")
+    sparsekit.prune("dense.pb", calibration="samples-0.npz", resume="kept")
+    changed = samples(300)
+    changed[0, 0, 0, 0] += 1
+    np.savez("samples-0.npz", x=changed)
+    with pytest.raises(sparsekit.CalibrationError, match=r"file of samples 0 was x\.npy"):
+        sparsekit.prune("dense.pb", calibration="samples-0.npz", resume="kept")
+
+
+def test_a_folder_with_other_files_and_a_damaged_one_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(sparsekit.CalibrationError, match="holds other files"):
+        sparsekit.prune(network(), calibration=samples(40), resume=tmp_path)
+    folder = tmp_path / "kept"
+    result = sparsekit.prune(network(), calibration=samples(40), resume=folder)
+    damaged = solved(folder)[0]
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    with pytest.raises(sparsekit.CalibrationError, match=f"{damaged.name}: cannot be read .* Remove this file"):
+        sparsekit.prune(network(), calibration=samples(40), resume=folder)
+    damaged.unlink()
+    assert bits(sparsekit.prune(network(), calibration=samples(40), resume=folder)) == bits(result)
