@@ -29,7 +29,7 @@ from sparsekit.reporting.gather import gather, gather_deployed
 from sparsekit.result import LayerAccount, PruneResult
 from sparsekit.stripping import strip_masks
 from sparsekit.target import ChosenTarget, TargetProfile, choose_target, warn_or_refuse
-from sparsekit.training.masked_model import MaskedModel
+from sparsekit.training.masked_model import MaskedModel, told
 from sparsekit.training.optimizers import chosen_masking
 from sparsekit.training.tracing import TracedModel, is_trainable, trace
 from sparsekit.verification import Verification, verify_deployed, verify_model
@@ -82,7 +82,7 @@ def plan(
         made = _decide(model, settings, outputs)[0].plan
         if is_trainable(model):
             choice = chosen_masking(settings.config, model, getattr(model, "optimizer", None))
-            made = attrs.evolve(made, masking=str(choice))
+            made = told(made, str(choice))
         return made
 
 

@@ -69,7 +69,7 @@ class MaskedModel:
     def plan(self) -> Plan:
         """Every layer with its decision, and how zeros are kept."""
         choices = dict.fromkeys(str(wrapped.choice) for wrapped in self._wrapped.values())
-        return attrs.evolve(self._planned, masking=" ".join(choices) or str(chosen_masking(self._config, None, None)))
+        return told(self._planned, " ".join(choices) or str(chosen_masking(self._config, None, None)))
 
     @property
     def state(self) -> Any:
@@ -260,6 +260,11 @@ class MaskedModel:
 
     def __str__(self) -> str:
         return str(self.plan)
+
+
+def told(plan: Plan, masking: str) -> Plan:
+    """The plan of a model that will be trained, with how zeros are kept: the advice for one shot is not for it."""
+    return attrs.evolve(plan, masking=masking, worth_leaving_dense=())
 
 
 def _by_schedule(weights: Sequence[MaskedWeight], config: PruneConfig) -> dict[Schedule, list[MaskedWeight]]:
