@@ -87,7 +87,7 @@ def fine_tune(output: Path, seed: int) -> Outcome:
     compile_for_training(control)
     control.fit(*digits.train, batch_size=50, epochs=EPOCHS, verbose=0)
 
-    # From here on it is about sparsity. The masks are chosen again every 24 batches of the first half, then stand still.
+    # From here on it is about sparsity. Masks are chosen every 24 batches of the first half, then they stand still.
     compile_for_training(model)
     result = sparsekit.prune(model, {"update_freq": 24, "freeze_step": 24 * EPOCHS // 2})
     print(result)

@@ -78,6 +78,14 @@ def test_dropped_values_come_back_as_they_went() -> None:
         np.testing.assert_array_equal(a, b)
 
 
+def test_forward_masked_variables_decay_as_the_optimizer_says() -> None:
+    start = kernels(net())
+    model, result = pruned_net(optimizers.SGD(0.1, weight_decay=0.5), {"masking": "forward"})
+    train(model, result.callback, epochs=1)
+    for kernel, mask, before in zip(kernels(model), masks_of(result), start, strict=True):
+        np.testing.assert_allclose(kernel[mask == 0], before[mask == 0] * 0.95**10, rtol=1e-5)
+
+
 @pytest.mark.parametrize("steps", [2, 3])
 def test_gradients_gathered_before_a_choice_move_no_dropped_weight(steps: int) -> None:
     optimizer = optimizers.SGD(0.3, 0.9, gradient_accumulation_steps=steps)
