@@ -147,8 +147,8 @@ class MaskedModel:
     def settle(self) -> None:
         """Make weights, masks and optimizers agree; the callback does this at the start of every epoch.
 
-        Call it yourself where something else than training wrote the weights in a loop of your own: a checkpoint that
-        knows no masks, say. Then the masks are chosen anew from them.
+        Call it yourself in a loop of your own after something else than training wrote the weights. Where that was a
+        file of Keras without masks, these are chosen anew; where it was anything else, they stay.
 
         Raises:
             ConfigError: a checkpoint of another ``masking`` was restored.

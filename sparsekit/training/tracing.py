@@ -41,6 +41,9 @@ def trace(model: Any, input_signature: Sequence[Any] | None = None) -> TracedMod
     Raises:
         GraphError: the model does not know what it is called with, or cannot be called with it.
     """
+    if is_keras(model) and sys.modules["keras"].backend.backend() != "tensorflow":
+        found = f"runs on Keras' backend {sys.modules['keras'].backend.backend()}"
+        raise GraphError(found, where=name_of(model), expected="tensorflow", hint="Set KERAS_BACKEND=tensorflow.")
     arguments = list(input_signature) if input_signature is not None else _known_signature(model)
     call = model.python_function if hasattr(model, "python_function") else model
     try:

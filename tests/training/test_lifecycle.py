@@ -271,6 +271,12 @@ def test_a_live_graph_ignores_no_key(config: dict[str, Any]) -> None:
         assert len(sparsekit.prune(graph, {"masking": "forward"}).plan.pruned) == 1
 
 
+def test_another_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(GraphError, match=r"backend jax; expected tensorflow"):
+        sparsekit.prune(net())
+
+
 def test_a_model_that_does_not_know_its_inputs_says_what_to_pass() -> None:
     with pytest.raises(GraphError, match=r"is not built yet.*input_signature"):
         sparsekit.prune(Subclassed())

@@ -65,6 +65,29 @@ def test_masks_change_when_the_config_says_and_no_dropped_weight_moves(masking: 
     assert sparsekit.verify(result.finalize()).ok
 
 
+def test_layers_keep_their_own_period() -> None:
+    config = {"override": [{"layers": ["*dense_1*"], "update_freq": 2}]}
+    model, result = pruned_net(optimizers.SGD(0.3, 0.9), config)
+    train(model, result.callback, ZerosStay(result), epochs=3)
+    flips = {weight.name.split("/")[1]: int(weight.flips) for weight in result.weights}
+    assert {name.removesuffix("_1"): count > 0 for name, count in flips.items()} == {
+        "dense_0": False,
+        "dense_1": True,
+        "head": False,
+    }
+
+
+def test_an_optimizer_of_other_variables_counts_no_steps() -> None:
+    model, result = pruned_net(optimizers.SGD(0.1), {"start_step": 2})
+    other = tf.Variable([1.0, 2.0])
+    aside = result.wrap(optimizers.SGD(0.1))
+    for _ in range(5):
+        aside.apply([tf.ones_like(other)], [other])
+    assert result.sparsity == 0
+    model.fit(X[:16], Y[:16], batch_size=8, verbose=0, callbacks=[result.callback])
+    assert result.sparsity == pytest.approx(0.5)
+
+
 def test_dropped_values_come_back_as_they_went() -> None:
     """In place they are kept apart: masking in the forward pass, where the variable keeps them, chooses the same."""
     found = []
