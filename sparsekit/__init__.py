@@ -25,18 +25,19 @@ from sparsekit.errors import (
 )
 
 if TYPE_CHECKING:
-    from sparsekit.api import diff, plan, prune, report, save, strip, verify
+    from sparsekit.api import diff, plan, prune, report, save, sensitivity, strip, verify
     from sparsekit.artefact.comparing import ValueChange
     from sparsekit.config import Override, PruneConfig
     from sparsekit.criterion import Criterion
     from sparsekit.difference import Difference, StructureChange
     from sparsekit.handler import Constraint, OpHandler, WeightSite
     from sparsekit.hookspecs import hookimpl
+    from sparsekit.layer_sensitivity import LayerSensitivity, Sensitivity
     from sparsekit.matrix_form import Contraction, MatrixForm
     from sparsekit.pattern import Pattern
     from sparsekit.planning import LayerDecision, Plan
     from sparsekit.reporting.facts import Estimate, LayerFacts, Report, Totals
-    from sparsekit.result import PruneResult
+    from sparsekit.result import LayerAccount, PruneResult
     from sparsekit.target import LayerRule, TargetProfile, TargetVerdict
     from sparsekit.training.masked_model import MaskedModel
     from sparsekit.verification import LayerVerification, Verification
@@ -52,9 +53,11 @@ __all__ = [
     "Difference",
     "Estimate",
     "GraphError",
+    "LayerAccount",
     "LayerDecision",
     "LayerFacts",
     "LayerRule",
+    "LayerSensitivity",
     "LayerVerification",
     "MaskedModel",
     "MatrixForm",
@@ -70,6 +73,7 @@ __all__ = [
     "RecordError",
     "Report",
     "SaveError",
+    "Sensitivity",
     "SparsekitError",
     "StructureChange",
     "TargetError",
@@ -87,23 +91,25 @@ __all__ = [
     "prune",
     "report",
     "save",
+    "sensitivity",
     "strip",
     "verify",
 ]
 
 _HOMES = {
-    "api": ("diff", "plan", "prune", "report", "save", "strip", "verify"),
+    "api": ("diff", "plan", "prune", "report", "save", "sensitivity", "strip", "verify"),
     "artefact.comparing": ("ValueChange",),
     "config": ("Override", "PruneConfig"),
     "criterion": ("Criterion",),
     "difference": ("Difference", "StructureChange"),
     "handler": ("Constraint", "OpHandler", "WeightSite"),
     "hookspecs": ("hookimpl",),
+    "layer_sensitivity": ("LayerSensitivity", "Sensitivity"),
     "matrix_form": ("Contraction", "MatrixForm"),
     "pattern": ("Pattern",),
     "planning": ("LayerDecision", "Plan"),
     "reporting.facts": ("Estimate", "LayerFacts", "Report", "Totals"),
-    "result": ("PruneResult",),
+    "result": ("LayerAccount", "PruneResult"),
     "training.masked_model": ("MaskedModel",),
     "target": ("LayerRule", "TargetProfile", "TargetVerdict"),
     "verification": ("LayerVerification", "Verification"),

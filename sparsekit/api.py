@@ -1,7 +1,8 @@
-"""The flow in four verbs: plan, prune, strip, verify; and save, and diff."""
+"""The flow in four verbs: plan, prune, strip, verify; and report, sensitivity, save, and diff."""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,6 +19,7 @@ from sparsekit.deployed_plan import plan_deployed
 from sparsekit.difference import Difference, compare
 from sparsekit.errors import ConfigError, GraphError, ModelError, SaveError
 from sparsekit.graph.forward import forward_nodes, output_names
+from sparsekit.layer_sensitivity import Sensitivity
 from sparsekit.live import plan_live, prune_live
 from sparsekit.one_shot import prune_model
 from sparsekit.planning import Plan, Planning, make_plan
@@ -26,7 +28,7 @@ from sparsekit.reading import source_of
 from sparsekit.record import Record, read_record
 from sparsekit.reporting.facts import Estimate, Report
 from sparsekit.reporting.gather import gather, gather_deployed
-from sparsekit.result import LayerAccount, PruneResult
+from sparsekit.result import PruneResult
 from sparsekit.stripping import strip_masks
 from sparsekit.target import ChosenTarget, TargetProfile, choose_target, warn_or_refuse
 from sparsekit.training.masked_model import MaskedModel, told
@@ -38,7 +40,7 @@ from sparsekit.writing import staged, write_whole
 Path: TypeAlias = str | os.PathLike[str]
 Config: TypeAlias = PruneConfig | Mapping[str, Any] | Path | None
 
-__all__ = ["diff", "plan", "prune", "report", "save", "strip", "verify"]
+__all__ = ["diff", "plan", "prune", "report", "save", "sensitivity", "strip", "verify"]
 
 
 def plan(
@@ -94,21 +96,27 @@ def report(
     target: str | None = None,
     estimates: Iterable[Estimate] = (),
     input_signature: Any = None,
+    sensitivity: Sensitivity | None = None,
 ) -> Report:
     """The plan together with what it means: per layer and in total, weights, density, groups, multiply-adds.
 
     Args:
-        model: as for :func:`plan`. Of a live graph, whose weights are in no one place, only the shapes are told.
+        model: as for :func:`plan`. Of a live graph, whose weights are in no one place, only the shapes are told. Or
+            what :func:`prune` made of a model at rest, with the accounts of its calibration; ``cfg``, ``outputs`` and
+            ``target`` were said there.
         cfg, outputs, target, input_signature: as for :func:`plan`.
         estimates: what tools or devices say of the model; shown as theirs.
+        sensitivity: what :func:`sensitivity` measured; shown layer by layer.
 
     Returns:
         The report; it prints as text, and its ``save`` writes a page.
 
     Raises:
         ConfigError, GraphError, MissingFileError, ModelError, TargetError: as for :func:`plan`; also weights that
-            cannot be read.
+            cannot be read, and what was made of a live graph.
     """
+    if isinstance(model, PruneResult):
+        return attrs.evolve(model.report(), estimates=tuple(estimates), sensitivity=sensitivity)
     with _naming(model):
         settings = _Settings.of(cfg, target, input_signature)
         deployed = read_deployed(model)
@@ -118,7 +126,37 @@ def report(
         else:
             planning, opened = _decide(model, settings, outputs)
             made, facts = planning.plan, gather(planning, opened, default_registry())
-        return Report(source_of(model), made, facts, tuple(estimates))
+        return Report(source_of(model), made, facts, tuple(estimates), sensitivity=sensitivity)
+
+
+def sensitivity(model: Any, cfg: Config = None, *, calibration: Any, outputs: Any = None) -> Sensitivity:
+    """Prune each layer of a model at rest alone, by magnitude, and measure what that changes. Nothing is edited.
+
+    Args:
+        model: a GraphDef, the path of a frozen .pb or .pbtxt, or the folder of a SavedModel.
+        cfg: which layers, and with which pattern, as for :func:`plan`. Criteria do not count, nor does ``keep_dense``.
+        calibration: samples of the model's inputs, as for :func:`prune`. Some dozens of them are used, always the same.
+        outputs: the operations whose results are used and compared. None: those of the model. Of results that are not
+            floats none is compared.
+
+    Returns:
+        Every layer with the errors at its own outputs and at those of the model, the worst first. It prints as a table;
+        its ``to_config`` leaves the worst layers dense.
+
+    Raises:
+        ConfigError, GraphError, MissingFileError, ModelError: as for :func:`plan`; also a live graph, and weights that
+            are not finite.
+        CalibrationError: the samples do not fit the model.
+    """
+    from sparsekit.calibration.sensitivity import sensitivity_of
+
+    with _naming(model):
+        settings = _Settings.of(cfg, None)
+        planning, opened = _decide(model, settings, outputs)
+        if opened is None:
+            raise GraphError("a live graph", where="sensitivity", expected="a model at rest", hint="Freeze it first.")
+        registry, names = default_registry(), output_names(outputs)
+        return sensitivity_of(opened, planning.layers, calibration, settings.config, registry, names)
 
 
 def prune(
@@ -190,7 +228,10 @@ def prune(
     with _naming(model):
         settings = _Settings.of(cfg, target, input_signature)
         if calibration is not None:
-            settings = attrs.evolve(settings, config=settings.config.calibrated(beam is not None))
+            config = settings.config.calibrated(beam is not None)
+            if session is not None and settings.config.keep_dense is None:
+                config = attrs.evolve(config, keep_dense=0.0)  # retraining makes good what a tiny layer loses
+            settings = attrs.evolve(settings, config=config)
         elif resume is not None or beam is not None:
             name = "beam" if resume is None else "resume"
             raise ConfigError("there are no calibration samples", where=name, expected="calibration=...")
@@ -217,19 +258,26 @@ def prune(
             return prune_live_calibrated(
                 model, planning, calibration, session, settings.config, registry, names, record
             )
-        accounts: tuple[LayerAccount, ...] = ()
         if calibration is None:
             with collection_paused():
                 pruned = prune_model(opened, planning.layers, registry)
+            again = functools.partial(report, model, cfg, outputs=outputs, target=target)
+            result = PruneResult(planning.plan, model=pruned, reporting=again)
         else:
             from sparsekit.calibration.layerwise import prune_calibrated
 
-            pruned, accounts = prune_calibrated(
-                opened, planning.layers, calibration, settings.config, registry, output_names(outputs), resume, beam
+            calibrated = prune_calibrated(
+                opened, planning, calibration, settings.config, registry, output_names(outputs), resume, beam
+            )
+            made = calibrated.planning
+            facts = gather(made, opened, registry, calibrated.changes)
+            accounted = Report(source_of(model), made.plan, facts, accounts=calibrated.accounts)
+            result = PruneResult(
+                made.plan, model=calibrated.model, accounts=calibrated.accounts, reporting=lambda: accounted
             )
     if record is not None:
-        write_whole(record, Record.of(planning.plan).to_text().encode())
-    return PruneResult(planning.plan, model=pruned, accounts=accounts)
+        write_whole(record, Record.of(result.plan).to_text().encode())
+    return result
 
 
 def _refuse_for_trainable(**arguments: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import traceback
@@ -115,6 +116,9 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON doc
 _CONFIG = click.option("--config", type=click.Path(path_type=Path), help="A TOML file, or AMCT's text format.")
 _TARGET = click.option("--target", help="A product, chip or profile name; see `sparsekit targets`.")
 _OUTPUTS = click.option("--outputs", help="Comma-separated operations whose results are used; default: all.")
+_REPORT = click.option(
+    "--report", "page", type=click.Path(path_type=Path), help="Where to write an HTML page about it."
+)
 _RECORD = click.option("--record", type=click.Path(path_type=Path), help="The record of the pruned layers.")
 
 
@@ -197,6 +201,7 @@ def report(
     help="With --calibration: let an Apache Beam pipeline do the work: DirectRunner, FlinkRunner, SparkRunner, "
     "DataflowRunner. Its own options come last, after --.",
 )
+@_REPORT
 @_JSON
 @click.argument("beam_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- BEAM OPTIONS]")
 def prune(
@@ -209,12 +214,15 @@ def prune(
     calibration: tuple[str, ...],
     resume: Path | None,
     runner: str | None,
+    page: Path | None,
     as_json: bool,
     beam_options: tuple[str, ...],
 ) -> None:
     """Prune MODEL in one shot: choose masks from its weights and write zeros. MODEL itself stays as it is.
 
-    With --calibration masks and weights are chosen together, so that every layer's outputs on the samples stay.
+    With --calibration masks and weights are chosen together, so that every layer's outputs on the samples stay; layers
+    with few multiply-adds that cost most at the model's outputs stay dense (keep_dense in a config; verify with the
+    record then).
     """
     import sparsekit
     from sparsekit.table import plain, to_json
@@ -237,6 +245,8 @@ def prune(
         if calibration:
             click.echo(_how_to_resume(resume), err=True)
         raise
+    if page is not None:
+        sparsekit.report(result).save(page)  # first: OUT may replace MODEL
     result.save(output)
     if as_json:
         accounts = {"accounts": plain(result.accounts)} if result.accounts else {}
@@ -244,6 +254,8 @@ def prune(
     else:
         click.echo(str(result))
         click.echo(f"Saved as {output}.")
+        if result.kept_dense:
+            click.echo(_how_to_verify(output, record))
         if resume:
             click.echo(f"Solved layers are still in {resume}; remove it when you are done.")
 
@@ -255,6 +267,70 @@ def _how_to_resume(folder: Path | None) -> str:
 
     count = FinishedLayers(folder).count()
     return f"Stopped; solved layers so far, kept in {folder}: {count}. The same command goes on from there."
+
+
+def _how_to_verify(output: Path, record: Path | None) -> str:
+    command = f"sparsekit verify {shlex.quote(str(output))} --record"
+    if record is None:
+        return f"To verify: {command} FILE, which this command writes with --record FILE."
+    return f"To verify: {command} {shlex.quote(str(record))}"
+
+
+@main.command()
+@_MODEL
+@click.option(
+    "--calibration",
+    required=True,
+    multiple=True,
+    metavar="FILES",
+    help="An .npz with samples of the model's inputs, by name, or a quoted pattern. May be given several times.",
+)
+@_CONFIG
+@_OUTPUTS
+@click.option("--worst", type=click.IntRange(0), help="Into the written config: leave the worst so many layers dense.")
+@click.option(
+    "--above",
+    type=click.FloatRange(0),
+    help="Into the written config: leave all layers dense whose error at the model's outputs is above it (0.01: 1 %).",
+)
+@click.option("--write-config", type=click.Path(path_type=Path), help="Where to write a config, as TOML.")
+@_REPORT
+@_JSON
+def sensitivity(
+    model: Path,
+    calibration: tuple[str, ...],
+    config: Path | None,
+    outputs: str | None,
+    worst: int | None,
+    above: float | None,
+    write_config: Path | None,
+    page: Path | None,
+    as_json: bool,
+) -> None:
+    """Say how much each layer of MODEL decides: prune it alone, by magnitude, and compare the outputs.
+
+    Per layer: the squared change of its own outputs, relative to their square, and that of the model's outputs,
+    relative to what they vary; the worst layer first. With --write-config and --worst or --above the config (of
+    --config, or the default) is written with the worst layers in skip_layers. MODEL is a frozen .pb or .pbtxt, or the
+    folder of a SavedModel.
+    """
+    import sparsekit
+    from sparsekit.table import to_json
+
+    if (write_config is None) != (worst is None and above is None) or (worst is not None and above is not None):
+        raise click.UsageError("--write-config needs one of --worst and --above, and these need it.")
+    found = sparsekit.sensitivity(model, config, calibration=list(calibration), outputs=_names(outputs))
+    if write_config is not None:
+        found.save_config(write_config, worst=worst, above=above)
+    if page is not None:
+        sparsekit.report(model, config, outputs=_names(outputs), sensitivity=found).save(page)
+    if as_json:
+        click.echo(to_json(found, summary=found.summary()))
+        return
+    click.echo(f"{found.table(_terminal_width())}{found.summary()}")
+    for path in (write_config, page):
+        if path is not None:
+            click.echo(f"Saved as {path}.")
 
 
 @main.command()

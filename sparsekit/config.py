@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import os
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import attrs
@@ -56,6 +58,10 @@ _batches = _must(
 _count = _must(
     lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0, "a whole number of weights"
 )
+_share = _must(
+    lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1,
+    "a share from 0 to 1, such as 0.01",
+)
 _effort = _must(lambda value: value in ("fast", "normal", "high"), "fast, normal or high")
 _order = _must(lambda value: value in (None, "sequential", "one-pass"), "sequential or one-pass")
 _target_path = _must(lambda value: value in ("pruned", "dense"), "pruned or dense")
@@ -82,6 +88,7 @@ def _to_repairs(value: Any) -> Any:
 
 _WITHOUT_CALIBRATION = "magnitude"
 _WITH_CALIBRATION = "admm"
+_KEPT_WITH_CALIBRATION = 0.01
 
 
 @attrs.frozen
@@ -175,6 +182,10 @@ class PruneConfig:
         min_weights: leave weights with fewer elements dense; 0, the default, leaves none.
         effort: with calibration: how long a criterion may search: fast, normal or high.
         repair: with calibration: what is done to the kept weights: ``auto``, or a list of ``least-squares``.
+        keep_dense: with calibration of a model at rest: the share of the multiply-adds of all layers to be pruned that
+            may stay dense, spent where pruning costs most at the model's outputs; 0 leaves none, None, the default,
+            is 0.01. Without calibration nothing tells these layers, and none stays; nor does one of a live graph,
+            which is retrained.
         target_path: with calibration: whose outputs a layer is to match: ``pruned``, its own on the inputs that the
             pruned layers before it leave it, or ``dense``, those of the dense network.
         masking: while a model trains, how zeros are kept: ``forward`` (the variable stays dense and is masked where it
@@ -215,6 +226,7 @@ class PruneConfig:
     sr_ste_decay: float = attrs.field(default=2e-4, validator=_decay)
     start_step: int = attrs.field(default=0, validator=_steps)
     freeze_step: int | None = attrs.field(default=None, validator=attrs.validators.optional(_steps))
+    keep_dense: float | None = attrs.field(default=None, validator=attrs.validators.optional(_share))
     target_path: Literal["pruned", "dense"] = attrs.field(default="pruned", validator=_target_path)
     order: Literal["sequential", "one-pass"] | None = attrs.field(default=None, validator=_order)
     prune: bool = attrs.field(default=True, validator=_boolean)
@@ -269,7 +281,26 @@ class PruneConfig:
                 expected='"one-pass", or nothing',
             )
         order = self.order or ("one-pass" if in_one_pass else "sequential")
-        return attrs.evolve(self, criterion=self.criterion or _WITH_CALIBRATION, order=order)
+        return attrs.evolve(
+            self,
+            criterion=self.criterion or _WITH_CALIBRATION,
+            keep_dense=_KEPT_WITH_CALIBRATION if self.keep_dense is None else self.keep_dense,
+            order=order,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it as a TOML file, whole or not at all: what ``load_config`` reads back is equal.
+
+        Returns:
+            Where it lies.
+
+        Raises:
+            SaveError: it cannot be written there.
+        """
+        from sparsekit.config_writing import to_toml
+        from sparsekit.writing import write_whole
+
+        return write_whole(path, to_toml(self).encode())
 
     def settings_for(self, name: str, op_type: str) -> tuple[LayerSettings, SkippedBy | None]:
         """What holds for one layer, and the skip list entry that leaves it dense if there is one.

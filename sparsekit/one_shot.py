@@ -66,6 +66,19 @@ def pruned_weight(weight: Array, layer: PlannedLayer, registry: Registry, overwr
     return fold(weight, lambda part: keep_mask(score[part], axis, pattern), layer.handlers[0], axis, pattern, in_place)
 
 
+def retained(weight: Array, pruned: Array) -> float | None:
+    """The share of the sum of ``|weight|`` that belongs to the weights that ``pruned`` keeps, whatever it made of them;
+    None where the sum is zero or not finite."""
+    if pruned is weight:
+        return 1.0
+    whole = kept = 0.0
+    for part in parts(weight.shape):
+        size = np.abs(weight[part])
+        whole += float(size.sum(dtype=np.float64))
+        kept += float(size.sum(dtype=np.float64, where=pruned[part] != 0))
+    return kept / whole if whole > 0 and np.isfinite(whole) else None
+
+
 def fold(
     weight: Array,
     mask: Callable[[Index], Array],

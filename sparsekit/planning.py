@@ -132,7 +132,8 @@ class Plan:
         return (
             f"Worth leaving dense where nothing is retrained (tiny layers and output layers decide accuracy): "
             f"{', '.join(names)}{f' and {more} more' if more > 0 else ''}. "
-            f"The config keys min_weights = {TINY} and skip_outputs = true do that."
+            f"The config keys min_weights = {TINY} and skip_outputs = true do that; with calibration "
+            "samples, keep_dense does it within a budget."
         )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
     from sparsekit.calibration.start import CalibratedStart
+    from sparsekit.reporting.facts import Report
+
+
+def _shown(title: str, form: str = "") -> dict[str, str]:
+    """How a field is told to people: the head of its column, and the format of its numbers."""
+    return {"title": title, "form": form}
 
 
 @attrs.frozen
@@ -30,6 +37,7 @@ class LayerAccount:
         error_before: of the weights that magnitude alone keeps, on the calibration inputs: the share of the outputs'
             energy that is lost. None where the layer was not calibrated.
         error_after: the same of the weights that were written.
+        retained: the share of the sum of ``|weight|`` of the dense weights that stay.
         damping: the ridge that was used, 0 where none was.
         iterations: of the solver.
         seconds: of CPU time; the collection of its inputs included, if it was not that of other layers too.
@@ -37,15 +45,48 @@ class LayerAccount:
         note: what stood in the way of something, "" if nothing did.
     """
 
-    name: str
-    criterion: str
-    error_before: float | None = None
-    error_after: float | None = None
-    damping: float = 0.0
-    iterations: int = 0
-    seconds: float = 0.0
-    shifted: bool = False
+    name: str = attrs.field(metadata=_shown("layer"))
+    criterion: str = attrs.field(metadata=_shown("chosen by"))
+    error_before: float | None = attrs.field(default=None, metadata=_shown("error by magnitude", ".3%"))
+    error_after: float | None = attrs.field(default=None, metadata=_shown("error", ".3%"))
+    retained: float | None = attrs.field(default=None, metadata=_shown("retained |w|", ".1%"))
+    damping: float = attrs.field(default=0.0, metadata=_shown("damping", "g"))
+    iterations: int = attrs.field(default=0, metadata=_shown("steps", "d"))
+    seconds: float = attrs.field(default=0.0, metadata=_shown("CPU s", ".1f"))
+    shifted: bool = attrs.field(default=False, metadata=_shown("bias moved"))
     note: str = ""
+
+    @property
+    def worse(self) -> bool:
+        """Its error is larger than that of the weights that magnitude alone keeps."""
+        return (self.error_after or 0.0) > (self.error_before or 0.0)
+
+    def told(self) -> dict[str, str]:
+        """Every field for people, by its title; "-" for what is not known."""
+        return {title_of(field): told(field, getattr(self, field.name)) for field in attrs.fields(LayerAccount)}
+
+
+def title_of(field: attrs.Attribute[Any]) -> str:
+    """What people call a field of an account."""
+    return str(field.metadata.get("title", field.name.replace("_", " ")))
+
+
+def told(field: attrs.Attribute[Any], value: Any) -> str:
+    """A field of an account as people read it."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    form = field.metadata.get("form") or (".3%" if "error" in field.name else ".4g")
+    return format(value, form) if isinstance(value, (int, float)) else str(value)
+
+
+def worse_in_words(accounts: Sequence[LayerAccount]) -> str:
+    """Which layers calibration did not help, and the way out; "" if there are none."""
+    worse = [account.name for account in accounts if account.worse]
+    if not worse:
+        return ""
+    return f"Worse than magnitude alone: {', '.join(worse)}. The config key skip_layers leaves them dense."
 
 
 @attrs.frozen(eq=False)
@@ -70,6 +111,7 @@ class PruneResult:
     model: Model | None = attrs.field(default=None, repr=False)
     accounts: tuple[LayerAccount, ...] = attrs.field(default=(), repr=False)
     calibrated: CalibratedStart | None = attrs.field(default=None, repr=False)
+    _reporting: Callable[[], Report] | None = attrs.field(default=None, repr=False)
 
     def start(self, session: Any) -> None:
         """Let a session of a live graph start from what calibration chose: weights, biases, masks and batch counts.
@@ -123,14 +165,47 @@ class PruneResult:
             raise GraphError("a live graph cannot be saved", hint=self._next_step())
         return self.model.save(path)
 
+    @property
+    def kept_dense(self) -> tuple[str, ...]:
+        """The layers that stay dense within the budget ``keep_dense``."""
+        return tuple(decision.name for decision in self.plan.skipped if decision.reason == "kept-dense")
+
+    def report(self) -> Report:
+        """The facts about a model at rest that was pruned, layer by layer, with the accounts of its calibration.
+
+        Without calibration the model that was pruned is read again for that: it must still be as it was.
+
+        Raises:
+            GraphError: a live graph was pruned.
+            MissingFileError, ModelError: the model cannot be read any more.
+        """
+        if self._reporting is None:
+            raise GraphError(
+                "a live graph has no pruned weights to report", hint="Report the graph before you prune it."
+            )
+        return self._reporting()
+
     def _next_step(self) -> str:
         if self.model is None:
             return "Train the graph, freeze it, then use sparsekit.strip and sparsekit.save."
         return "Use .save(path)."
 
+    def _kept_dense(self) -> str:
+        if not self.kept_dense:
+            return ""
+        return (
+            f"keep_dense left {', '.join(self.kept_dense)} dense, of which verifying has to know: by the record of "
+            f"this call, or by a config with skip_layers = {json.dumps(self.kept_dense, ensure_ascii=False)}."
+        )
+
     def __str__(self) -> str:
         if self.model is not None:
-            return f"{self.plan}\n{accounts_table(self.accounts)}".rstrip() if self.accounts else str(self.plan)
+            parts = [
+                str(self.plan),
+                accounts_table(self.accounts).rstrip() if self.accounts else "",
+                self._kept_dense(),
+            ]
+            return "\n".join(part for part in parts if part)
         text = (
             f"{self.plan}\n{len(self.variables)} new variables. Build gradients and sessions after this; a session "
             "that already ran this graph would not see the masks."
@@ -146,37 +221,6 @@ class PruneResult:
 
 def accounts_table(accounts: Sequence[LayerAccount]) -> str:
     """What calibration did, a row a layer, and which layers it did not help."""
-    rows = [
-        (
-            account.name,
-            account.criterion,
-            _number(account.error_before, ".3%"),
-            _number(account.error_after, ".3%"),
-            _number(account.damping or None, "g"),
-            str(account.iterations),
-            f"{account.seconds:.1f}",
-            "yes" if account.shifted else "no",
-            account.note,
-        )
-        for account in accounts
-    ]
-    header = (
-        "layer",
-        "criterion",
-        "error by magnitude",
-        "error",
-        "damping",
-        "steps",
-        "CPU s",
-        "bias moved",
-        "note",
-    )
-    table = text_table(header, rows)
-    worse = [a.name for a in accounts if (a.error_after or 0.0) > (a.error_before or 0.0)]
-    if not worse:
-        return table
-    return f"{table}Worse than magnitude alone: {', '.join(worse)}. The config key skip_layers leaves them dense.\n"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+    rows = [list(account.told().values()) for account in accounts]
+    worse = worse_in_words(accounts)
+    return text_table([title_of(field) for field in attrs.fields(LayerAccount)], rows) + (f"{worse}\n" if worse else "")

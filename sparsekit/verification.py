@@ -86,8 +86,18 @@ class Verification:
             return f"Could not tell: the weights of {len(unseen)} of {len(self.layers)} layers could not be read."
         bad = [layer.name for layer in self.layers if not layer.ok]
         if bad:
-            return f"NOT sparse: {len(bad)} of {len(self.layers)} layers fail ({', '.join(bad[:5])})."
+            return f"NOT sparse: {len(bad)} of {len(self.layers)} layers fail ({', '.join(bad[:5])}).{self._dense()}"
         return f"Sparse: all {len(self.layers)} layers follow their pattern."
+
+    def _dense(self) -> str:
+        """Layers without a zero among others with many were left dense, perhaps on purpose; "" if there are none."""
+        dense = [layer.name for layer in self.layers if not layer.ok and layer.density == 1]
+        if not dense or len(dense) == len(self.layers):
+            return ""
+        return (
+            f" Without a zero: {', '.join(dense[:5])}. If that is on purpose (keep_dense, skip_layers), verify with "
+            "the record or the config that says so."
+        )
 
     def __str__(self) -> str:
         judged = any(layer.verdict for layer in self.layers)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from sparsekit.planning import LayerDecision
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sparsekit.planning import LayerDecision
 
 
 def int8_weights(layer: LayerDecision) -> bool | None:

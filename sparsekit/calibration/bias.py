@@ -12,6 +12,8 @@ from sparsekit.graph.trace import Read, Tracer, hands_on
 _SUMS = ("BiasAdd", "Add", "AddV2")
 _BATCH_NORMS = ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
 _LAYOUTS = ("Reshape", "ExpandDims", "Squeeze", "Cast")
+# Conv1D squeezes its outputs before the bias, a dense layer of more than two dimensions reshapes them.
+_HANDS_ON = ("Identity", "Reshape", "Squeeze", "ExpandDims", "EnsureShape")
 _MEAN = 3
 _MAX_STEPS = 20
 
@@ -22,21 +24,24 @@ class BiasSite:
 
     Attributes:
         adder: the op that adds it.
+        summand: what the adder adds it to: the op's outputs, perhaps in another shape.
         added: what the adder adds, as it reads it.
         edge: where it is read as it is stored.
         way: the ops between: layouts, or a constant that is subtracted from it.
         read: where it is stored.
         sign: -1 where it is subtracted: the mean of a batch normalization.
-        factors: what the outputs are multiplied with before: a shift must be, too.
+        factors: what the outputs are multiplied with before: a shift must be, too; each with the outputs as they are
+            multiplied.
     """
 
     adder: Node
+    summand: Edge
     added: Edge
     edge: Edge
     way: tuple[Node, ...]
     read: Read
     sign: int
-    factors: tuple[Edge, ...] = ()
+    factors: tuple[tuple[Edge, Edge], ...] = ()
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -53,7 +58,7 @@ class BiasSite:
 
 def bias_of(node: Node, tracer: Tracer) -> BiasSite | None:
     """The bias of an op, None where none follows it, or somebody else reads what comes before it."""
-    factors: tuple[Edge, ...] = ()
+    factors: tuple[tuple[Edge, Edge], ...] = ()
     for _ in range(_MAX_STEPS):
         node = _returned(node)
         readers = node.view.readers(node)
@@ -63,14 +68,14 @@ def bias_of(node: Node, tracer: Tracer) -> BiasSite | None:
         others = [edge for i, edge in enumerate(reader.inputs) if i != index]
         if reader.op in _BATCH_NORMS:
             unchanging = index == 0 and not reader.attr("is_training", True)
-            return _site(reader, reader.inputs[_MEAN], -1, factors, tracer) if unchanging else None
+            return _site(reader, index, reader.inputs[_MEAN], -1, factors, tracer) if unchanging else None
         if reader.op in _SUMS:
-            return _site(reader, others[0], 1, factors, tracer)
+            return _site(reader, index, others[0], 1, factors, tracer)
         if reader.op == "Sub" and index == 0:
-            return _site(reader, others[0], -1, factors, tracer)
+            return _site(reader, index, others[0], -1, factors, tracer)
         if reader.op == "Mul" and tracer.data_source(others[0].node) is None:
-            factors = (*factors, others[0])
-        elif reader.op != "Identity":
+            factors = (*factors, (others[0], reader.inputs[index]))
+        elif reader.op not in _HANDS_ON or index:
             return None
         node = reader
     return None
@@ -88,7 +93,9 @@ def _returned(node: Node) -> Node:
     return node
 
 
-def _site(adder: Node, added: Edge, sign: int, factors: tuple[Edge, ...], tracer: Tracer) -> BiasSite | None:
+def _site(
+    adder: Node, index: int, added: Edge, sign: int, factors: tuple[tuple[Edge, Edge], ...], tracer: Tracer
+) -> BiasSite | None:
     edge, way = added, []
     # Batch normalizations that are written out add offset - mean * scale.
     if edge.node.op == "Sub" and tracer.data_source(edge.node) is None:
@@ -98,7 +105,9 @@ def _site(adder: Node, added: Edge, sign: int, factors: tuple[Edge, ...], tracer
         way.append(edge.node)
         edge = edge.node.inputs[0]
     read = tracer.read(edge)
-    return BiasSite(adder, added, edge, tuple(way), read, sign, factors) if isinstance(read, Read) else None
+    if not isinstance(read, Read):
+        return None
+    return BiasSite(adder, adder.inputs[index], added, edge, tuple(way), read, sign, factors)
 
 
 def read_elsewhere(biases: Collection[BiasSite]) -> bool:

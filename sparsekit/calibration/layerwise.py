@@ -10,10 +10,11 @@ from typing import Any
 
 import attrs
 
-from sparsekit.artefact.model import Model
+from sparsekit.artefact.model import Change, Model
 from sparsekit.calibration.collecting import Use, collect
 from sparsekit.calibration.cost import costs, sequential
 from sparsekit.calibration.inlining import inlined
+from sparsekit.calibration.keeping import with_layers_kept
 from sparsekit.calibration.network import Network, opened
 from sparsekit.calibration.one_pass import prune_in_one_pass, solver_of_this_process, timed
 from sparsekit.calibration.resuming import FinishedLayers, facts_of_run, facts_of_samples
@@ -23,61 +24,76 @@ from sparsekit.config import PruneConfig
 from sparsekit.graph.node import FunctionView, Node
 from sparsekit.graph.order import in_order, last_turns
 from sparsekit.one_shot import check_weights
-from sparsekit.planning import PlannedLayer
+from sparsekit.planning import PlannedLayer, Planning
 from sparsekit.plugins import Registry
 from sparsekit.progress import estimated
 from sparsekit.result import LayerAccount
 
 
+@attrs.frozen(eq=False)
+class Calibrated:
+    """What `prune_calibrated` did.
+
+    Attributes:
+        model: the pruned model.
+        planning: the layers that were pruned, and why others were left dense.
+        accounts: of every pruned layer, in the order of the graph.
+        changes: what became of stored values.
+    """
+
+    model: Model
+    planning: Planning
+    accounts: tuple[LayerAccount, ...]
+    changes: tuple[Change, ...]
+
+
 def prune_calibrated(
     model: Model,
-    layers: Sequence[PlannedLayer],
+    planning: Planning,
     samples: Any,
     config: PruneConfig,
     registry: Registry,
     outputs: Sequence[str] | None = None,
     resume: str | os.PathLike[str] | None = None,
     beam: Sequence[str] | None = None,
-) -> tuple[Model, tuple[LayerAccount, ...]]:
+) -> Calibrated:
     """A model with masks and weights chosen on sample inputs; the given one is not modified.
 
     Args:
         model: the model.
-        layers: those to be pruned.
+        planning: the layers to be pruned.
         samples: inputs of the model, see `Samples`.
-        config: effort, repairs, whose outputs are matched, in which order.
+        config: effort, repairs, whose outputs are matched, in which order, what may stay dense.
         registry: the plugins.
         outputs: the operations whose results are used; None: those of the model.
         resume: a folder that keeps every layer that is solved; those in it already are taken from there.
         beam: options of an Apache Beam pipeline that does the work; the model and the samples are files then.
-
-    Returns:
-        The pruned model, and an account of every layer, in the order of the graph.
 
     Raises:
         ModelError: a weight cannot be read or is not finite, or TensorFlow cannot run the model on the samples.
         CalibrationError: the samples do not fit the model, or the folder is of another run.
         SaveError: the folder cannot be written to.
     """
-    check_weights(model, layers)
+    check_weights(model, planning.layers)
     if beam is not None:
         from sparsekit.calibration.pipeline import prune_in_a_pipeline
 
-        return prune_in_a_pipeline(model, layers, samples, config, registry, outputs, resume, beam)
+        return prune_in_a_pipeline(model, planning, samples, config, registry, outputs, resume, beam)
     with opened(model, outputs) as network, contextlib.closing(Samples(samples, network.inputs)) as batches:
+        planning = with_layers_kept(planning, model, network, batches, config.keep_dense or 0, registry)
         finished = None
         if resume is not None:
-            facts = facts_of_run(model, layers, facts_of_samples(samples, batches), config, registry)
+            facts = facts_of_run(model, planning.layers, facts_of_samples(samples, batches), config, registry)
             finished = FinishedLayers.open(resume, facts)
         treatment = Treatment(model, network, next(iter(batches)).feeds, config, registry)
-        ordered = in_order_of_graph(model, layers)
+        ordered = in_order_of_graph(model, planning.layers)
         if config.order == "one-pass":
             solver = solver_of_this_process(network, batches, treatment, finished)
             accounts = prune_in_one_pass(ordered, network, treatment, batches.count, finished, solver)
         else:
             accounts = _prune_one_by_one(ordered, network, treatment, batches, config, finished)
         done = tuple(accounts)
-    return model.changed(treatment.changes), done
+    return Calibrated(model.changed(treatment.changes), planning, done, tuple(treatment.changes))
 
 
 def in_order_of_graph(model: Model, layers: Iterable[PlannedLayer]) -> list[PlannedLayer]:

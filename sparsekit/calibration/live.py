@@ -56,19 +56,21 @@ def prune_live_calibrated(
         CalibrationError: the samples do not fit the graph.
     """
     require_session(session, graph)
-    inside = _inside(planning, registry)
-    check_editable(graph, inside, registry)
-    chosen = _calibrated(planning, samples, session, config, registry, outputs) if planning.layers else _Chosen()
-    result = prune_live(graph, inside, registry, record)
+    check_editable(graph, _inside(planning, registry), registry)
+    chosen = (
+        _calibrated(planning, samples, session, config, registry, outputs) if planning.layers else _Chosen(planning)
+    )
+    result = prune_live(graph, _inside(chosen.planning, registry), registry, record)
     state = tuple(zip(chosen.masks, result.variables[::2], result.variables[1::2], strict=True))
     start = CalibratedStart(graph, chosen.values, state, chosen.others, session)
-    return attrs.evolve(result, plan=planning.plan, accounts=chosen.accounts, calibrated=start)
+    return attrs.evolve(result, plan=chosen.planning.plan, accounts=chosen.accounts, calibrated=start)
 
 
 @attrs.frozen(eq=False)
 class _Chosen:
-    """What `CalibratedStart` is made from, and an account of every layer."""
+    """What `CalibratedStart` is made from, what is pruned, and an account of every layer of it."""
 
+    planning: Planning
     values: Mapping[str, Array] = attrs.field(factory=dict)
     masks: Sequence[Array] = ()
     others: Mapping[str, int] = attrs.field(factory=dict)
@@ -86,11 +88,11 @@ def _calibrated(
     view = planning.layers[0].source.tensor.node.root
     assert isinstance(view, LiveGraph)
     model = LiveModel(view, session, outputs or _callers(planning.layers))
-    pruned, accounts = prune_calibrated(model, planning.layers, samples, config, registry, outputs)
-    assert isinstance(pruned, LiveModel)
-    values, masks = chosen_of(pruned, planning.layers)
-    others = {name: checksum(value) for name, value in pruned.others(values)}
-    return _Chosen(values, masks, others, accounts)
+    calibrated = prune_calibrated(model, planning, samples, config, registry, outputs)
+    assert isinstance(calibrated.model, LiveModel)
+    values, masks = chosen_of(calibrated.model, calibrated.planning.layers)
+    others = {name: checksum(value) for name, value in calibrated.model.others(values)}
+    return _Chosen(calibrated.planning, values, masks, others, calibrated.accounts)
 
 
 def _inside(planning: Planning, registry: Registry) -> Planning:

@@ -29,6 +29,8 @@ class Network:
     Attributes:
         inputs: what a run must be fed with.
         outputs: the operations that give the model's results.
+        results: those of the results that are floats. An operation stands for its first output, the call of a function
+            for all that it returns.
     """
 
     def __init__(self, model: Model, session: Any, nested: Collection[str], outputs: Sequence[str] | None) -> None:
@@ -42,7 +44,13 @@ class Network:
             for name, tensor in model.inputs.items()
             if (node := model.view.node(tensor.partition(":")[0])) is not None and self._run_of.computes(node)
         }
+        self.results = tuple(self._float_results(model))
         self.inputs = tuple(_model_input(name, session.graph, tensor) for name, tensor in self._tensors.items())
+
+    @property
+    def takes_any_number(self) -> bool:
+        """Whether a run takes any number of samples."""
+        return not any(known.shape and known.shape[0] is not None for known in self.inputs)
 
     def computes(self, node: Node) -> bool:
         """Whether a run of the model computes the node."""
@@ -63,6 +71,11 @@ class Network:
             if self.can_fetch(edge.node):
                 self._weights[tensor_name(edge)] = value
 
+    def unset(self, edges: Iterable[Edge]) -> None:
+        """Let the stored value flow along ``edges`` again."""
+        for edge in edges:
+            self._weights.pop(tensor_name(edge), None)
+
     def run(self, edges: Sequence[Edge], batch: Mapping[str, Array], *, dense: bool = False) -> list[Array]:
         """What flows along ``edges`` for one batch of inputs, given by their names.
 
@@ -79,6 +92,16 @@ class Network:
     def run_outputs(self, batch: Mapping[str, Array], *, dense: bool = False) -> list[Array]:
         """The model's results for one batch of inputs."""
         return self._run([f"{name}:0" for name in self.outputs], batch, dense)
+
+    def _float_results(self, model: Model) -> Iterator[Edge]:
+        for name in self.outputs:
+            node = model.view.node(name)
+            tensors = self._session.graph.get_operation_by_name(name).outputs
+            if node is None or not self.can_fetch(node):
+                continue
+            for index, tensor in enumerate(tensors if model.view.bodies(node) else tensors[:1]):
+                if tensor.dtype.is_floating:
+                    yield Edge(node, index)
 
     def _run(self, fetches: list[str], batch: Mapping[str, Array], dense: bool) -> list[Array]:
         feeds = {self._tensors[name]: value for name, value in batch.items()}

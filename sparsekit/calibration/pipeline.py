@@ -23,7 +23,8 @@ import numpy.typing as npt
 from sparsekit.artefact.model import Model, open_model
 from sparsekit.calibration.collecting import Collected, Collector
 from sparsekit.calibration.files import FileBatch, npz_paths, read_npz
-from sparsekit.calibration.layerwise import in_order_of_graph
+from sparsekit.calibration.keeping import with_layers_kept
+from sparsekit.calibration.layerwise import Calibrated, in_order_of_graph
 from sparsekit.calibration.layout import Layout
 from sparsekit.calibration.network import Network, opened
 from sparsekit.calibration.one_pass import (
@@ -39,14 +40,13 @@ from sparsekit.calibration.one_pass import (
 )
 from sparsekit.calibration.ordered_sum import OrderedSum
 from sparsekit.calibration.resuming import FinishedLayers, facts_of_files, facts_of_run, model_digest
-from sparsekit.calibration.samples import Batch, file_batches, read_batch
+from sparsekit.calibration.samples import Batch, Samples, file_batches, read_batch
 from sparsekit.calibration.solving import SolvedLayer
 from sparsekit.calibration.treatment import Treatment, solve_planned, uses_in_a_run
 from sparsekit.config import PruneConfig
 from sparsekit.errors import CalibrationError, SparsekitError
-from sparsekit.planning import PlannedLayer, make_plan
+from sparsekit.planning import Planning, make_plan
 from sparsekit.plugins import Registry, default_registry
-from sparsekit.result import LayerAccount
 
 try:
     import apache_beam as beam_
@@ -64,21 +64,21 @@ _LOCAL = "DirectRunner"
 
 def prune_in_a_pipeline(
     model: Model,
-    layers: Sequence[PlannedLayer],
+    planning: Planning,
     samples: Any,
     config: PruneConfig,
     registry: Registry,
     outputs: Sequence[str] | None,
     resume: str | os.PathLike[str] | None,
     options: Sequence[str],
-) -> tuple[Model, tuple[LayerAccount, ...]]:
+) -> Calibrated:
     """What `prune_calibrated` does in one pass, by a pipeline.
 
     Args:
         model: the model, opened from a path that all workers see.
-        layers: those to be pruned.
+        planning: the layers to be pruned.
         samples: .npz files that all workers see: a path, a pattern or a list of them.
-        config: effort, repairs, target.
+        config: effort, repairs, target. With ``keep_dense`` the samples are also read here, once.
         registry: the plugins; workers use those that are installed where they run.
         outputs: the operations whose results are used; None: those of the model.
         resume: a folder that all workers see; None with the DirectRunner alone.
@@ -101,8 +101,11 @@ def prune_in_a_pipeline(
         )
     with contextlib.ExitStack() as stack:
         network = stack.enter_context(opened(model, outputs))
+        if config.keep_dense:
+            with contextlib.closing(Samples(paths, network.inputs)) as all_samples:
+                planning = with_layers_kept(planning, model, network, all_samples, config.keep_dense, registry)
         folder = resume if resume is not None else stack.enter_context(tempfile.TemporaryDirectory())
-        facts = facts_of_run(model, layers, facts_of_files(paths), config, registry)
+        facts = facts_of_run(model, planning.layers, facts_of_files(paths), config, registry)
         finished = FinishedLayers.open(folder, facts)
         batches = file_batches(paths, network.inputs)
         first = read_batch(batches[0], read_npz(batches[0].path), network.inputs)
@@ -130,9 +133,9 @@ def prune_in_a_pipeline(
                 yield layer, solved
 
         count = sum(batch.samples for batch in batches)
-        ordered = in_order_of_graph(model, layers)
+        ordered = in_order_of_graph(model, planning.layers)
         accounts = tuple(prune_in_one_pass(ordered, network, treatment, count, finished, solve))
-    return model.changed(treatment.changes), accounts
+    return Calibrated(model.changed(treatment.changes), planning, accounts, tuple(treatment.changes))
 
 
 @attrs.frozen(eq=False)

@@ -68,30 +68,39 @@ def output_bias(
     bias = biases[list(uses).index(node)]
     if model.obstacle(bias.read) or read_elsewhere(biases) or not network.can_fetch(bias.adder):
         return None
-    output, added, *factors = network.run([Edge(node, 0), bias.added, *bias.factors], feeds)
+    edges = [Edge(node, 0), bias.summand, bias.added, *(edge for pair in bias.factors for edge in pair)]
+    output, summand, added, *multiplied = network.run(edges, feeds)
     if bias.read.shape is None or math.prod(bias.read.shape) != added.size:
         return None
-    shape = output.shape
     if bias.channel_axis is not None:
-        axis = bias.channel_axis % len(shape)
-        added = added.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-    places = _by_column(np.arange(added.size).reshape(added.shape), shape, form)
+        axis = bias.channel_axis % summand.ndim
+        added = added.reshape([-1 if i == axis else 1 for i in range(summand.ndim)])
+    places = _by_column(np.arange(added.size).reshape(added.shape), summand.shape, output.shape, form)
     if places is None or sorted(places.ravel()) != list(range(added.size)):
         return None
     factor = np.ones(places.shape)
-    for value in factors:
-        columns = _by_column(value, shape, form)
+    for value, outputs in zip(multiplied[::2], multiplied[1::2], strict=True):
+        columns = _by_column(value, outputs.shape, output.shape, form)
         if columns is None:
             return None
         factor = factor * columns
     return OutputBias(bias, tuple(other.edge for other in biases), places, factor)
 
 
-def _by_column(values: Array, output_shape: tuple[int, ...], form: MatrixForm) -> Array | None:
+def _by_column(
+    values: Array, combined_shape: tuple[int, ...], output_shape: tuple[int, ...], form: MatrixForm
+) -> Array | None:
     """Values that are combined with an op's output, one for every column of its matrix form: [blocks, N]; None where
-    they are not the same in all rows."""
+    they are not the same in all rows.
+
+    Args:
+        values: to be broadcast.
+        combined_shape: of the output where it is combined with them.
+        output_shape: of the output as the op returns it.
+        form: the op's matrix form.
+    """
     try:
-        matrix = form.output_matrix(np.broadcast_to(values, output_shape))
+        matrix = form.output_matrix(np.broadcast_to(values, combined_shape).reshape(output_shape))
     except ValueError:  # the result is larger than the output
         return None
     first: Array = matrix[:, 0, :]

@@ -18,7 +18,7 @@ from sparsekit.config import PruneConfig
 from sparsekit.graph.trace import Tracer
 from sparsekit.handler import OpHandler, WeightSite
 from sparsekit.matrix_form import MatrixForm
-from sparsekit.one_shot import pruned_weight
+from sparsekit.one_shot import pruned_weight, retained
 from sparsekit.planning import PlannedLayer
 from sparsekit.plugins import Registry
 from sparsekit.result import LayerAccount
@@ -80,9 +80,11 @@ class Treatment:
         """Prune a layer whose inputs cannot be had."""
         decision = attrs.evolve(layer.decision, criterion=_WITHOUT_INPUTS)
         change = functools.partial(pruned_weight, layer=attrs.evolve(layer, decision=decision), registry=self._registry)
-        self._network.set((site.source.tensor for site in layer.sites), change(stored_weight(self._model, layer)))
+        weight = stored_weight(self._model, layer)
+        pruned = change(weight)
+        self._network.set((site.source.tensor for site in layer.sites), pruned)
         self.changes.append((layer.source.read, change))
-        return LayerAccount(layer.decision.name, _WITHOUT_INPUTS, note=obstacle)
+        return LayerAccount(layer.decision.name, _WITHOUT_INPUTS, note=obstacle, retained=retained(weight, pruned))
 
     def solve(self, layer: PlannedLayer, use: Use, collected: Collected, centered: bool) -> SolvedLayer:
         """What becomes of a layer."""
@@ -99,7 +101,7 @@ class Treatment:
             read, move = bias.moved(solved.shift)
             self._network.set(bias.edges, move(next(self._model.values(read))[1]))
             self.changes.append((read, move))
-        return solved.account
+        return attrs.evolve(solved.account, retained=retained(stored_weight(self._model, layer), pruned))
 
 
 def solve_planned(

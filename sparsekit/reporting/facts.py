@@ -8,7 +8,9 @@ from pathlib import Path
 
 import attrs
 
+from sparsekit.layer_sensitivity import Sensitivity
 from sparsekit.planning import LayerDecision, Plan
+from sparsekit.result import LayerAccount
 from sparsekit.writing import write_whole
 
 
@@ -136,12 +138,16 @@ class Report:
         plan: the plan.
         layers: the facts, one for every decision of the plan, in its order.
         estimates: what tools or devices say of it.
+        accounts: of a model that was pruned with calibration, what that did to every layer.
+        sensitivity: what pruning every layer alone changes, where it was measured.
     """
 
     source: str
     plan: Plan
     layers: tuple[LayerFacts, ...]
     estimates: tuple[Estimate, ...] = ()
+    accounts: tuple[LayerAccount, ...] = ()
+    sensitivity: Sensitivity | None = None
 
     @property
     def totals(self) -> Totals:

@@ -1,9 +1,10 @@
-"""Gathers the facts: reads every weight once, one in memory at a time, and asks handlers for the work of their ops."""
+"""Gathers the facts: reads every weight once, one in memory at a time."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import attrs
@@ -11,12 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sparsekit.artefact.deployed import DeployedLayer
-from sparsekit.artefact.model import Model
-from sparsekit.graph.forward import OneRun
-from sparsekit.graph.node import Edge
-from sparsekit.graph.shapes import Shape, Shapes
+from sparsekit.artefact.model import Change, Model
 from sparsekit.handler import WeightSite
-from sparsekit.one_shot import pruned_weight
+from sparsekit.multiply_adds import MultiplyAdds
+from sparsekit.one_shot import pruned_weight, retained
 from sparsekit.pattern import Pattern, check
 from sparsekit.planning import LayerDecision, Plan, PlannedLayer, Planning
 from sparsekit.plugins import Registry
@@ -29,23 +28,26 @@ _CORNER_ROWS = 16
 _CORNER_COLUMNS = 32
 
 
-def gather(planning: Planning, model: Model | None, registry: Registry) -> tuple[LayerFacts, ...]:
+def gather(
+    planning: Planning, model: Model | None, registry: Registry, changes: Iterable[Change] | None = None
+) -> tuple[LayerFacts, ...]:
     """The facts about every layer of a plan.
 
     Args:
         planning: the plan with what it was made from.
         model: where the weights are stored; None for a live graph, whose weights are in no one place.
         registry: the plugins.
+        changes: what becomes of stored weights; None: what the layers' criteria say of the weights alone.
 
     Raises:
         ModelError: a stored weight is damaged.
     """
-    work = _Work(registry, model)
-    pruned = {layer.decision: layer for layer in planning.layers}
+    work = MultiplyAdds(registry, model)
+    change = _by_weights(registry) if changes is None else _by_read(changes)
+    pruned = {layer.decision: functools.partial(change, layer) for layer in planning.layers}
     decisions = track(planning.plan.decisions, "Reading weights")
     return tuple(
-        _facts(decision, planning.sites.get(decision, ()), pruned.get(decision), model, registry, work)
-        for decision in decisions
+        _facts(decision, planning.sites.get(decision, ()), pruned.get(decision), model, work) for decision in decisions
     )
 
 
@@ -55,13 +57,21 @@ def gather_deployed(plan: Plan, layers: Iterable[DeployedLayer]) -> tuple[LayerF
     return tuple(_deployed_facts(decision, layer) for decision, layer in track(pairs, "Reading weights"))
 
 
+def _by_weights(registry: Registry) -> Callable[[PlannedLayer, Array], Array]:
+    return lambda layer, weight: pruned_weight(weight, layer, registry)
+
+
+def _by_read(changes: Iterable[Change]) -> Callable[[PlannedLayer, Array], Array]:
+    known = {id(read): change for read, change in changes}  # a Read is equal to itself alone
+    return lambda layer, weight: known[id(layer.source.read)](weight.copy())
+
+
 def _facts(
     decision: LayerDecision,
     sites: Sequence[WeightSite],
-    layer: PlannedLayer | None,
+    pruned: Callable[[Array], Array] | None,
     model: Model | None,
-    registry: Registry,
-    work: _Work,
+    work: MultiplyAdds,
 ) -> LayerFacts:
     if not sites:
         return LayerFacts(decision, note=decision.message)
@@ -72,7 +82,7 @@ def _facts(
     if obstacle:
         return attrs.evolve(facts, note=obstacle)
     _, weight = next(model.values(sites[0].source.read))
-    return _with_weight(facts, weight, pruned_weight(weight, layer, registry) if layer else weight)
+    return _with_weight(facts, weight, pruned(weight) if pruned else weight)
 
 
 def _deployed_facts(decision: LayerDecision, layer: DeployedLayer) -> LayerFacts:
@@ -95,7 +105,7 @@ def _with_weight(facts: LayerFacts, weight: Array, planned: Array) -> LayerFacts
         facts,
         stored=stored,
         planned=stored if planned is weight else _groups(planned, decision.axis, pattern),
-        retained=_retained(weight, planned),
+        retained=retained(weight, planned),
         mask=_corner(planned, decision.axis),
     )
 
@@ -105,62 +115,9 @@ def _groups(weight: Array, axis: int, pattern: Pattern) -> GroupFacts:
     return GroupFacts(found.density, found.histogram, found.violations)
 
 
-def _retained(weight: Array, planned: Array) -> float | None:
-    if planned is weight:
-        return 1.0
-    whole = np.abs(weight).sum(dtype=np.float64)
-    kept = np.abs(planned).sum(dtype=np.float64)
-    return float(kept / whole) if whole > 0 and np.isfinite(whole) else None
-
-
 def _corner(weight: Array, axis: int) -> tuple[str, ...]:
     """Where the first weights are not zero: a row per output, the groups along it."""
     along = np.moveaxis(weight, axis, -1)
     first = along[(0,) * max(0, along.ndim - 2)]
     corner = np.atleast_2d(first)[:_CORNER_ROWS, :_CORNER_COLUMNS]
     return tuple("".join("#" if value else "." for value in row) for row in corner != 0)
-
-
-# --- the work of an op -----------------------------------------------------------------------------------
-
-
-class _Work:
-    """Multiply-adds of layers, for one run of the model.
-
-    Args:
-        registry: the plugins.
-        model: the model; None for a live graph.
-    """
-
-    def __init__(self, registry: Registry, model: Model | None) -> None:
-        self._registry = registry
-        self._shapes = Shapes()
-        # Several signatures often compute the same; a run asks for one.
-        self._one_run = OneRun(model.view, model.main_outputs) if model else None
-
-    def of_layer(self, sites: Iterable[WeightSite]) -> int | None:
-        """Those of all ops that use a weight, None where a shape is not known."""
-        works = [self._of_op(site) for site in self._run(list(sites))]
-        known = [work for work in works if work is not None]
-        return sum(known) if len(known) == len(works) else None
-
-    def _run(self, sites: list[WeightSite]) -> list[WeightSite]:
-        return [site for site in sites if self._one_run is None or self._one_run.computes(site.node)]
-
-    def _of_op(self, site: WeightSite) -> int | None:
-        handler = self._registry.handler(site.node.op)
-        assert handler is not None
-        inputs = [_known(self._shapes.of(edge)) for edge in site.node.inputs]
-        inputs[site.input] = site.source.shape_at_op
-        output = _known(self._shapes.of(Edge(site.node, 0)))
-        if output is None:
-            return None
-        try:
-            return handler.multiply_adds(site.node, inputs, output)
-        except (TypeError, ValueError, LookupError):  # an input whose shape it asks for is not known
-            return None
-
-
-def _known(shape: Shape) -> tuple[int, ...] | None:
-    """A shape all of which is known, else None."""
-    return None if shape is None or None in shape else tuple(length or 0 for length in shape)

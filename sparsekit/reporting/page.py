@@ -13,8 +13,10 @@ from sparsekit.planning import LayerDecision
 from sparsekit.reporting.facts import Estimate, GroupFacts, LayerFacts, Report
 from sparsekit.reporting.markup import Markup, element, joined
 from sparsekit.reporting.numerals import count, quantity, ratio, short
-from sparsekit.reporting.page_layers import anchor, layer_list
+from sparsekit.reporting.page_calibration import calibration, sensitivity
+from sparsekit.reporting.page_layers import layer_list
 from sparsekit.reporting.page_parts import (
+    anchor,
     change,
     histogram,
     judged,
@@ -61,9 +63,11 @@ def _body(report: Report) -> Markup:
     contents = {
         "Target": _target(report.plan.target, report.plan.pruned),
         "Estimates": _estimates(report.estimates),
+        "Sensitivity": sensitivity(report),
+        "Calibration": calibration(report),
         "Non-zeros per group": _groups(report.layers),
         "Left dense, and why": _left_dense(report.layers),
-        "Layer by layer": layer_list(report.layers) if report.layers else joined(),
+        "Layer by layer": layer_list(report.layers, report.accounts) if report.layers else joined(),
     }
     sections = [(f"section-{i}", title, content) for i, (title, content) in enumerate(contents.items()) if content]
     links = (element("li", element("a", title, href=f"#{id_}")) for id_, title, _ in sections)

@@ -8,7 +8,9 @@ from sparsekit.planning import LayerDecision
 from sparsekit.reporting.facts import LayerFacts
 from sparsekit.reporting.markup import Markup, element, joined
 from sparsekit.reporting.numerals import UNKNOWN, count, known, share, short
+from sparsekit.reporting.page_calibration import account_facts
 from sparsekit.reporting.page_parts import (
+    anchor,
     change,
     density,
     histogram,
@@ -22,12 +24,14 @@ from sparsekit.reporting.page_parts import (
     weights,
 )
 from sparsekit.reporting.pictures import bar, mask_picture
+from sparsekit.result import LayerAccount
 
 _COLUMNS = ("layer", "density", "retained |w|", "multiply-adds", "decision")
 
 
-def layer_list(layers: Sequence[LayerFacts]) -> Markup:
-    """All layers in their order, under the heads of the columns and a legend."""
+def layer_list(layers: Sequence[LayerFacts], accounts: Sequence[LayerAccount] = ()) -> Markup:
+    """All layers in their order, under the heads of the columns and a legend; calibration is in the details."""
+    by_name = {account.name: account for account in accounts}
     return joined(
         element(
             "p",
@@ -48,16 +52,15 @@ def layer_list(layers: Sequence[LayerFacts]) -> Markup:
             class_="columns",
             aria_hidden="true",
         ),
-        element("ol", *(_layer(place, layer) for place, layer in enumerate(layers)), class_="layers"),
+        element(
+            "ol",
+            *(_layer(place, layer, by_name.get(layer.decision.name)) for place, layer in enumerate(layers)),
+            class_="layers",
+        ),
     )
 
 
-def anchor(place: int) -> str:
-    """The id of the layer's row."""
-    return f"layer-{place}"
-
-
-def _layer(place: int, layer: LayerFacts) -> Markup:
+def _layer(place: int, layer: LayerFacts, account: LayerAccount | None) -> Markup:
     decision = layer.decision
     return element(
         "li",
@@ -76,7 +79,7 @@ def _layer(place: int, layer: LayerFacts) -> Markup:
                 _cell("multiply-adds", multiply_adds(layer, short), "figures"),
                 _cell("decision", _decision(decision)),
             ),
-            element("div", _details(layer), class_="details"),
+            element("div", _details(layer, account), class_="details"),
         ),
         id=anchor(place),
         class_="pruned" if decision.pruned else "skipped",
@@ -128,12 +131,13 @@ def _decision(decision: LayerDecision) -> Markup:
     return joined(chip, " ", element("span", standing(decision.verdict), class_=muted))
 
 
-def _details(layer: LayerFacts) -> Markup:
+def _details(layer: LayerFacts, account: LayerAccount | None) -> Markup:
     return joined(
         element("p", layer.decision.message),
         element("p", f"Not all is known: {layer.note}", class_="note") if layer.note else "",
         _verdict(layer.decision),
         _facts(layer),
+        account_facts(account) if account else "",
         _uses(layer.decision.uses),
         element("div", _groups(layer), _mask(layer), class_="pictures"),
     )

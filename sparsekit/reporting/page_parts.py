@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import attrs
+
 from sparsekit.reporting.facts import GroupFacts, LayerFacts
 from sparsekit.reporting.markup import Markup, element, joined
 from sparsekit.reporting.numerals import UNKNOWN, count, known, share
 from sparsekit.reporting.pictures import bar
+from sparsekit.result import LayerAccount, title_of
 from sparsekit.target import LayerRule, TargetVerdict
 
 _STORED, _PLANNED = "as stored", "after pruning"
 
 # Columns of numbers, to be read by their last digits.
-_FIGURES = frozenset({"weights", "multiply-adds", "layers", "dense", "pruned", "pruned / dense"})
+_FIGURES = frozenset(
+    {"weights", "multiply-adds", "layers", "dense", "pruned", "pruned / dense", "own error"}
+    | {title_of(field) for field in attrs.fields(LayerAccount) if field.name not in ("name", "criterion", "note")}
+)
 
 # Longer groups show only the counts that occur.
 _LONGEST_WHOLE_HISTOGRAM = 16
@@ -42,6 +48,11 @@ def change(before: float | None, after: float | None, form: Callable[[Any], str]
     if not (known(before) or known(after)):
         return joined(UNKNOWN)
     return joined(number(before, form), " → ", number(after, form))
+
+
+def anchor(place: int) -> str:
+    """The id of the layer's row."""
+    return f"layer-{place}"
 
 
 def density(groups: GroupFacts | None) -> float | None:

@@ -8,6 +8,7 @@ import attrs
 
 from sparsekit.planning import first_cells, why
 from sparsekit.reporting.facts import GroupFacts, LayerFacts, Report
+from sparsekit.result import accounts_table
 from sparsekit.table import plain, text_table, to_json
 
 _HEADER = ("layer", "op", "shape", "axis", "status", "reason", "groups", "density", "retained", "work", "why")
@@ -25,12 +26,14 @@ def text(report: Report, width: int | None = None) -> str:
         *_totals(report),
         *(f"{e.source}: {e.dense:,.0f} {e.quantity} dense, {e.pruned:,.0f} pruned." for e in report.estimates),
         *([f"Target: {target.title}. {target.reason}"] if target else []),
+        *([accounts_table(report.accounts).rstrip()] if report.accounts else []),
+        *([f"{report.sensitivity.table(width)}{report.sensitivity.summary()}"] if report.sensitivity else []),
     ]
     return table + "\n".join(lines)
 
 
 def report_json(report: Report) -> str:
-    """One JSON document: summary, totals, target, estimates, and every decision together with its facts."""
+    """One JSON document: summary, totals, target, estimates, accounts, sensitivity, every decision with its facts."""
     decisions = []
     for layer in report.layers:
         facts = {field.name: getattr(layer, field.name) for field in attrs.fields(LayerFacts)[1:]}
@@ -43,6 +46,8 @@ def report_json(report: Report) -> str:
             "worth_leaving_dense": report.plan.worth_leaving_dense,
             "target": report.plan.target,
             "estimates": report.estimates,
+            "accounts": report.accounts,
+            "sensitivity": report.sensitivity,
             "decisions": decisions,
         }
     )

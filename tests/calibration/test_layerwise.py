@@ -20,6 +20,8 @@ from sparsekit.cli import main
 
 v1 = tf.compat.v1
 RANDOM = np.random.default_rng(0)
+ALL = {"keep_dense": 0}
+"""No layer stays dense."""
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -62,7 +64,7 @@ def errors(dense: Any, pruned: Any) -> float:
 
 def test_it_keeps_far_more_of_the_results_than_magnitude() -> None:
     dense = conv_net()
-    result = sparsekit.prune(dense, calibration=samples())
+    result = sparsekit.prune(dense, ALL, calibration=samples())
     assert sparsekit.verify(result.graph_def).ok
     assert errors(dense, result.graph_def) < 0.5 * errors(dense, sparsekit.prune(dense).graph_def)
     for account in result.accounts:
@@ -73,7 +75,7 @@ def test_it_keeps_far_more_of_the_results_than_magnitude() -> None:
 
 def test_only_weights_and_the_biases_behind_them_change() -> None:
     dense = conv_net()
-    result = sparsekit.prune(dense, calibration=samples())
+    result = sparsekit.prune(dense, ALL, calibration=samples())
     difference = sparsekit.diff(dense, result.graph_def)
     assert difference.only_weights
     shifted = {account.name: account.shifted for account in result.accounts}
@@ -96,7 +98,7 @@ def test_the_mean_output_of_every_layer_with_a_bias_stays() -> None:
 def test_the_last_layer_is_the_least_squares_fit_to_its_target(target_path: str) -> None:
     """Its weights are compared with numpy's on the inputs that the layers before, already pruned, give it."""
     dense = conv_net()
-    cfg = {"target_path": target_path, "override": [{"layers": ["fc"], "criterion": "magnitude"}]}
+    cfg = {**ALL, "target_path": target_path, "override": [{"layers": ["fc"], "criterion": "magnitude"}]}
     pruned = sparsekit.prune(dense, {**cfg, "repair": ["least-squares"]}, calibration=samples()).graph_def
     x = samples()
     (data,), (dense_data,) = fetched(pruned, ["Relu_2"], x), fetched(dense, ["Relu_2"], x)
@@ -207,14 +209,14 @@ def test_a_saved_model_is_pruned_in_all_its_copies(exported: Path, tmp_path: Pat
 
 
 def test_the_same_samples_give_the_same_bytes(exported: Path, tmp_path: Path) -> None:
-    first, second = (sparsekit.prune(conv_net(), calibration=samples()).graph_def for _ in range(2))
+    first, second = (sparsekit.prune(conv_net(), ALL, calibration=samples()).graph_def for _ in range(2))
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "wanda", "sparsegpt", "admm", "random"])
 @pytest.mark.parametrize("pattern", ["2:4", "1:4", "4:8"])
 def test_every_criterion_and_pattern_is_legal(criterion: str, pattern: str) -> None:
-    cfg = {"criterion": criterion, "pattern": pattern}
+    cfg = {"criterion": criterion, "pattern": pattern, **ALL}
     result = sparsekit.prune(conv_net(), cfg, calibration=samples(60))
     assert sparsekit.verify(result.graph_def, cfg=cfg).ok
 
@@ -241,7 +243,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
 def test_the_command_takes_an_npz(tmp_path: Path) -> None:
     sparsekit.save(conv_net(), tmp_path / "dense.pb")
     np.savez(tmp_path / "samples.npz", x=samples())
-    arguments = ["prune", str(tmp_path / "dense.pb"), "-o", str(tmp_path / "out.pb")]
+    (tmp_path / "all.toml").write_text("keep_dense = 0\n")
+    files = [str(tmp_path / name) for name in ("dense.pb", "out.pb", "all.toml")]
+    arguments = ["prune", files[0], "-o", files[1], "--config", files[2]]
     ended = CliRunner().invoke(main, [*arguments, "--calibration", str(tmp_path / "samples.npz"), "--json"])
     assert ended.exit_code == 0
     accounts = json.loads(ended.stdout)["accounts"]
@@ -268,6 +272,10 @@ FOLLOWED_BY = {
     "noise and a bias": (False, lambda y: y * tf.random.uniform([8]) + constant(8)),
     "a result that is larger": (False, lambda y: y[..., None] + constant(3)),
     "nothing": (False, lambda y: tf.nn.relu(y)),
+    "a bias in another layout": (True, lambda y: tf.reshape(y, [-1, 8]) + constant(8)),
+    "a scale, and a bias in another layout": (True, lambda y: tf.reshape(y * constant(8), [-1, 8]) + constant(8)),
+    "a bias for every group of channels": (False, lambda y: tf.reshape(y, [-1, 4]) + constant(4)),
+    "a bias after channels and positions change places": (False, lambda y: tf.transpose(y, [0, 2, 1]) + constant(8)),
 }
 
 
@@ -280,6 +288,27 @@ def test_a_bias_is_one_number_for_every_output_channel(name: str) -> None:
     result = sparsekit.prune(graph.as_graph_def(), calibration=samples()[:, :, 0].repeat(2, 1)[:, :8])
     assert [account.shifted for account in result.accounts] == [shifted]
     assert sparsekit.verify(result.graph_def).ok
+
+
+@pytest.mark.parametrize("data_format", ["NWC", "NCW"])
+def test_the_mean_output_stays_where_a_layer_of_fewer_dimensions_is_computed_as_one_of_more(data_format: str) -> None:
+    """A Conv1D is a Conv2D between an ExpandDims and a Squeeze; only then comes the bias."""
+    x = samples(200)[:, 0]
+    with tf.Graph().as_default() as graph:
+        fed = v1.placeholder(tf.float32, [None, 6, 8], name="x")
+        h = tf.expand_dims(fed, 1)
+        if data_format == "NCW":
+            h = tf.transpose(h, [0, 3, 1, 2])
+        kernel = normal(1, 3, 8, 5)
+        h = tf.nn.conv2d(h, kernel, 1, "SAME", "NHWC" if data_format == "NWC" else "NCHW", name="conv")
+        h = tf.squeeze(h, [1 if data_format == "NWC" else 2])
+        tf.nn.bias_add(h, normal(5), data_format=data_format, name="biased")
+    dense = graph.as_graph_def()
+    result = sparsekit.prune(dense, calibration=x)
+    assert [account.shifted for account in result.accounts] == [True]
+    axes = (0, 1) if data_format == "NWC" else (0, 2)
+    before, after = (fetched(model, ["biased"], x)[0].mean(axes) for model in (dense, result.graph_def))
+    np.testing.assert_allclose(after, before, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +330,7 @@ def test_samples_may_come_from_tensorflow_itself() -> None:
     dense, given = conv_net(), samples(60)
     dataset = tf.data.Dataset.from_tensor_slices(given).batch(20)
     for calibration in (dataset, (batch.numpy() for batch in dataset), (tf.nn.relu(b).numpy() for b in dataset)):
-        assert sparsekit.verify(sparsekit.prune(dense, calibration=calibration).graph_def).ok
+        assert sparsekit.verify(sparsekit.prune(dense, ALL, calibration=calibration).graph_def).ok
 
 
 def test_a_recurrent_layer_is_not_fitted_to_the_dead_copy_that_its_export_holds(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from sparsekit.calibration import variables as session_variables
 from sparsekit.pattern import keep_mask
 
 v1 = tf.compat.v1
+ALL = {"keep_dense": 0}  # as in a live graph, which is retrained
 SETTINGS = [("ref", "v1"), ("resource", "v1"), ("resource", "v2")]
 
 
@@ -160,7 +161,7 @@ def test_the_start_is_what_the_frozen_graph_gets(
         v1.summary.histogram("weights", by_name(graph)["w"])
         v1.train.ExponentialMovingAverage(0.5).apply(v1.trainable_variables())
         with session(graph) as sess:
-            at_rest = sparsekit.prune(freeze(sess, ["y"]), outputs=["y"], calibration=data)
+            at_rest = sparsekit.prune(freeze(sess, ["y"]), ALL, outputs=["y"], calibration=data)
             result = sparsekit.prune(graph, outputs=["y"], calibration=data, session=sess)
         found = by_name(graph)
         with started(graph, result) as sess:
@@ -185,7 +186,7 @@ def test_a_network_of_every_layout_starts_as_its_frozen_graph(kind: str, outputs
         model = conv_net()
         model.loss()
         with session(graph) as sess:
-            at_rest = sparsekit.prune(freeze(sess, ["y"]), calibration=images(0, 64))
+            at_rest = sparsekit.prune(freeze(sess, ["y"]), ALL, calibration=images(0, 64))
             result = sparsekit.prune(graph, outputs=outputs, calibration=images(0, 64), session=sess)
         with started(graph, result) as sess:
             expected = constants(at_rest.graph_def)
@@ -571,3 +572,22 @@ def test_variables_that_start_from_one_tensor_are_written_apart(kind_of_variable
             read = dict(session_variables.read(sess, [v.op for v in found]))
             assert serialized(graph) == before
     assert {name: bits(value) for name, value in read.items()} == {name: bits(v) for name, v in given.items()}
+
+
+def test_ops_that_wait_for_others_are_not_taken_to_read_and_write() -> None:
+    raw = tf.raw_ops
+    with tf.Graph().as_default(), v1.Session() as sess:
+        handle = raw.VarHandleOp(dtype=tf.float32, shape=[2], shared_name="v", name="v")
+        ones = tf.ones([2])
+        fails = raw.Assert(condition=False, data=["ran what was not asked for"])
+        with tf.control_dependencies([fails]):
+            raw.AssignVariableOp(resource=handle, value=ones)
+            raw.ReadVariableOp(resource=handle, dtype=tf.float32)
+        assert session_variables.value_of(handle.op) is None
+        with pytest.raises(sparsekit.GraphError, match="v: no op assigns"):
+            session_variables.write(sess, [("v", values([2]))])
+        raw.AssignVariableOp(resource=handle, value=ones)
+        raw.ReadVariableOp(resource=handle, dtype=tf.float32)
+        session_variables.write(sess, [("v", values([2]))])
+        ((_, found),) = session_variables.read(sess, [handle.op])
+    assert bits(found) == bits(values([2]))

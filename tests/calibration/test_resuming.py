@@ -22,6 +22,7 @@ from sparsekit.cli import main
 
 _MAIN = "from sparsekit.cli import main; main()"
 ORDERS = ("sequential", "one-pass")
+ALL = {"keep_dense": 0}  # tiny layers too
 
 
 def bits(result: sparsekit.PruneResult) -> bytes:
@@ -54,7 +55,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, layers: int, error: type[BaseExc
 def test_stopped_after_any_layer_it_goes_on_to_the_same_bytes(
     order: str, target_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cfg = {"order": order, "target_path": target_path}
+    cfg = {**ALL, "order": order, "target_path": target_path}
     whole = sparsekit.prune(network(), cfg, calibration=samples(100))
     for layers in range(1, len(LAYERS) + 1):
         folder = tmp_path / str(layers)
@@ -75,7 +76,7 @@ def test_stopped_after_any_layer_it_goes_on_to_the_same_bytes(
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(order: str, tmp_path: Path) -> None:
     """A process of its own, killed for good, several times; moments are drawn anew in every run."""
     written(tmp_path)
-    (tmp_path / "config.toml").write_text(f'order = "{order}"\neffort = "high"\n')
+    (tmp_path / "config.toml").write_text(f'order = "{order}"\neffort = "high"\nkeep_dense = 0\n')
     command = [sys.executable, "-c", _MAIN, "prune", "dense.pb", "--calibration", "samples-*.npz"]
     command += ["--config", "config.toml", "--resume", "kept", "-o"]
 
@@ -106,7 +107,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(order: str, tmp_path:
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path)
     monkeypatch.chdir(tmp_path)
-    command = ["prune", "dense.pb", "--calibration", "samples-0.npz", "-o", "out.pb"]
+    Path("all.toml").write_text("keep_dense = 0\n")
+    command = ["prune", "dense.pb", "--config", "all.toml", "--calibration", "samples-0.npz", "-o", "out.pb"]
     with monkeypatch.context() as patched:
         stop_after(patched, 2, KeyboardInterrupt)
         ended = CliRunner().invoke(main, [*command, "--resume", "kept"])
@@ -141,10 +143,10 @@ def differing_model() -> Any:
 def test_the_folder_of_another_run_is_refused_and_what_differs_is_named(
     model: Any, cfg: dict[str, Any], count: int, named: str, tmp_path: Path
 ) -> None:
-    sparsekit.prune(network(), calibration=samples(40), resume=tmp_path / "kept")
+    sparsekit.prune(network(), ALL, calibration=samples(40), resume=tmp_path / "kept")
     before = {path: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
     with pytest.raises(sparsekit.CalibrationError, match=named) as caught:
-        sparsekit.prune(model(), cfg, calibration=samples(count), resume=tmp_path / "kept")
+        sparsekit.prune(model(), {**ALL, **cfg}, calibration=samples(count), resume=tmp_path / "kept")
     assert caught.value.hint == "Name another folder to begin anew."
     assert before == {path: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
 
@@ -152,25 +154,25 @@ def test_the_folder_of_another_run_is_refused_and_what_differs_is_named(
 def test_files_of_samples_are_told_apart_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(tmp_path)
     monkeypatch.chdir(tmp_path)
-    sparsekit.prune("dense.pb", calibration="samples-0.npz", resume="kept")
+    sparsekit.prune("dense.pb", ALL, calibration="samples-0.npz", resume="kept")
     os.utime("samples-0.npz")
-    sparsekit.prune("dense.pb", calibration="samples-0.npz", resume="kept")
+    sparsekit.prune("dense.pb", ALL, calibration="samples-0.npz", resume="kept")
     changed = samples(300)
     changed[0, 0, 0, 0] += 1
     np.savez("samples-0.npz", x=changed)
     with pytest.raises(sparsekit.CalibrationError, match=r"file of samples 0 was x\.npy"):
-        sparsekit.prune("dense.pb", calibration="samples-0.npz", resume="kept")
+        sparsekit.prune("dense.pb", ALL, calibration="samples-0.npz", resume="kept")
 
 
 def test_a_folder_with_other_files_and_a_damaged_one_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(sparsekit.CalibrationError, match="holds other files"):
-        sparsekit.prune(network(), calibration=samples(40), resume=tmp_path)
+        sparsekit.prune(network(), ALL, calibration=samples(40), resume=tmp_path)
     folder = tmp_path / "kept"
-    result = sparsekit.prune(network(), calibration=samples(40), resume=folder)
+    result = sparsekit.prune(network(), ALL, calibration=samples(40), resume=folder)
     damaged = solved(folder)[0]
     damaged.write_bytes(damaged.read_bytes()[:-100])
     with pytest.raises(sparsekit.CalibrationError, match=f"{damaged.name}: cannot be read .* Remove this file"):
-        sparsekit.prune(network(), calibration=samples(40), resume=folder)
+        sparsekit.prune(network(), ALL, calibration=samples(40), resume=folder)
     damaged.unlink()
-    assert bits(sparsekit.prune(network(), calibration=samples(40), resume=folder)) == bits(result)
+    assert bits(sparsekit.prune(network(), ALL, calibration=samples(40), resume=folder)) == bits(result)

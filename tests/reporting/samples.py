@@ -5,9 +5,12 @@ from __future__ import annotations
 import attrs
 import numpy as np
 
+from sparsekit.config import PruneConfig
+from sparsekit.layer_sensitivity import LayerSensitivity, Sensitivity
 from sparsekit.pattern import Pattern
 from sparsekit.planning import LayerDecision, Plan
 from sparsekit.reporting.facts import Estimate, GroupFacts, LayerFacts, Report
+from sparsekit.result import LayerAccount
 from sparsekit.target import LayerRule, TargetProfile
 
 HOSTILE_NAMES = (
@@ -222,6 +225,47 @@ def many(layers: int = 500) -> Report:
     )
 
 
+def calibrated() -> Report:
+    """What calibration did to every layer, and how much each of them decides; with names and values of every kind."""
+    names = ("body/conv", *HOSTILE_NAMES[:3], HOSTILE_NAMES[-1], "head")
+    layers = [layer(name, (64, 16 * (place + 1))) for place, name in enumerate(names)]
+    layers.append(layer("tiny", (8, 4), reason="kept-dense", message="tiny: keep_dense leaves it dense."))
+    accounts = [
+        LayerAccount(
+            name,
+            "admm",
+            error_before=0.3 / (place + 1),
+            error_after=0.01 * (place + 1) ** 2,
+            retained=0.7,
+            damping=0.001 * place,
+            iterations=30 + place,
+            seconds=1.25 * place,
+            shifted=bool(place % 2),
+            note=name if place % 2 else "",
+        )
+        for place, name in enumerate(names[:-1])
+    ]
+    accounts.append(LayerAccount("head", "magnitude", note="it lies in a loop or cond"))
+    errors = (1.5, 0.25, 0.0312, 1e-5, 0.0, None)
+    sensitivities = [
+        LayerSensitivity(
+            name,
+            "MatMul",
+            (name,),
+            (64, 16 * (place + 1)),
+            PATTERN,
+            weights=1024 * (place + 1),
+            multiply_adds=None if place == 2 else 10 ** (place + 3),
+            error=None if error is None else error / 3,
+            output_error=error,
+            note="" if error is not None else "no run of the model computes it",
+        )
+        for place, (name, error) in enumerate(zip(names, errors, strict=True))
+    ]
+    measured = Sensitivity(tuple(sensitivities), 2.0, ("scores:0",), 32, PruneConfig())
+    return report(layers, accounts=tuple(accounts), sensitivity=measured)
+
+
 def empty() -> Report:
     """A graph without a layer."""
     return report([], TARGET)
@@ -238,6 +282,7 @@ def without_gain() -> Report:
 ALL = {
     "residual network": residual_network,
     "without a target": lambda: residual_network(None),
+    "calibrated": calibrated,
     "odd cases": odd_cases,
     "hostile": hostile,
     "empty": empty,

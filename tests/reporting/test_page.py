@@ -15,11 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reading import ReadPage, bar_lengths, by_class, columns_of, facts, histogram, mask, numbers, text
 
+from sparsekit.config import PruneConfig
+from sparsekit.layer_sensitivity import LayerSensitivity, Sensitivity
 from sparsekit.pattern import Pattern
 from sparsekit.planning import LayerDecision, Plan
 from sparsekit.reporting.facts import Estimate, GroupFacts, LayerFacts, Report
 from sparsekit.reporting.numerals import count, quantity, share, short
 from sparsekit.reporting.page import page
+from sparsekit.result import LayerAccount
 from sparsekit.target import TargetVerdict
 
 UNHURRIED = settings(deadline=None)
@@ -71,12 +74,50 @@ def layer_facts(draw: st.DrawFn) -> LayerFacts:
     )
 
 
+ERRORS = st.none() | st.floats(0) | st.just(math.nan)
+ACCOUNTS = st.builds(
+    LayerAccount,
+    TEXTS,
+    TEXTS,
+    error_before=ERRORS,
+    error_after=ERRORS,
+    retained=st.none() | SHARES,
+    damping=st.floats(0, 1),
+    iterations=st.integers(0, 99),
+    seconds=st.floats(0, 1e6),
+    shifted=st.booleans(),
+    note=TEXTS,
+)
+MEASURED = st.builds(
+    LayerSensitivity,
+    TEXTS,
+    TEXTS,
+    st.just(()),
+    st.just((4, 4)),
+    PATTERNS,
+    weights=st.just(16),
+    multiply_adds=st.none() | st.integers(0, 10**15),
+    error=ERRORS,
+    output_error=ERRORS,
+    note=TEXTS,
+)
+SENSITIVITIES = st.builds(
+    Sensitivity,
+    st.lists(MEASURED, max_size=3).map(tuple),
+    ERRORS,
+    st.sampled_from([(), ("out:0",)]),
+    st.integers(1, 99),
+    st.just(PruneConfig()),
+)
+
+
 @st.composite
 def reports(draw: st.DrawFn) -> Report:
     layers = draw(st.lists(layer_facts(), max_size=4))
     estimates = draw(st.lists(st.builds(Estimate, TEXTS, TEXTS, st.floats(0, 1e18), st.floats(0, 1e18)), max_size=2))
     plan = Plan(tuple(layer.decision for layer in layers), draw(st.sampled_from([None, samples.TARGET])))
-    return Report(draw(TEXTS), plan, tuple(layers), tuple(estimates))
+    accounts = draw(st.lists(ACCOUNTS, max_size=3))
+    return Report(draw(TEXTS), plan, tuple(layers), tuple(estimates), tuple(accounts), draw(st.none() | SENSITIVITIES))
 
 
 def visible(name: str) -> str:
@@ -476,3 +517,60 @@ def test_what_is_worth_leaving_dense_is_said_on_top() -> None:
     hint = Plan(report.plan.decisions, report.plan.target, ("first", "head"))
     shown = page(Report(report.source, hint, report.layers))
     assert "first, head" in shown and shown.index("Worth leaving dense") < shown.index("<nav")
+
+
+# --- sensitivity and calibration ---
+
+
+def test_sensitivity_is_a_bar_per_layer_the_worst_the_longest_and_every_number_whole():
+    report = samples.calibrated()
+    assert report.sensitivity is not None
+    section = ReadPage(page(report)).section("Sensitivity")
+    rows = section.findall("table/tbody/tr")
+    assert len(rows) == len(report.sensitivity.layers)
+    for place, (row, layer) in enumerate(zip(rows, report.sensitivity.layers, strict=True)):
+        error, own, work = row.findall("td")[:3]
+        # Bars are relative to the longest.
+        assert [bar_lengths(svg) for svg in error.iter("svg")] == (
+            [] if layer.output_error is None else [[pytest.approx(layer.output_error / 1.5, rel=1e-3)]]
+        )
+        assert numbers(error) == ([] if layer.output_error is None else [layer.output_error])
+        assert numbers(own) == ([] if layer.error is None else [layer.error])
+        assert numbers(work) == ([] if layer.multiply_adds is None else [layer.multiply_adds])
+        assert row.find("th/a").attrib["href"] == f"#layer-{place}"
+        assert layer.note in text(row)
+    assert report.sensitivity.summary() in text(section)
+
+
+def test_calibration_is_a_table_of_accounts_that_names_the_layers_it_made_worse_and_the_way_out():
+    report = samples.calibrated()
+    read = ReadPage(page(report))
+    section = read.section("Calibration")
+    rows = section.findall("table/tbody/tr")
+    assert len(rows) == len(report.accounts)
+    for row, account in zip(rows, report.accounts, strict=True):
+        error = row.find("td")
+        assert numbers(error) == ([] if account.error_before is None else [account.error_before, account.error_after])
+        assert len(list(error.iter("svg"))) == (account.error_before is not None)
+        shown = [account.damping, account.iterations, account.seconds]
+        assert numbers(row)[-3:] == shown
+    worse = [account.name for account in report.accounts if (account.error_after or 0) > (account.error_before or 0)]
+    assert worse and all(re.sub(r"\s+", " ", name).strip() in text(section) for name in worse[:1])
+    assert "skip_layers" in text(section)
+
+
+def test_a_layers_details_hold_its_whole_account():
+    report = samples.calibrated()
+    read = ReadPage(page(report))
+    told = facts(read.rows()[1])
+    account = report.accounts[1]
+    for title, value in account.told().items():
+        if title not in ("layer", "retained |w|") and value:
+            assert title in told, title
+    assert numbers(told["error by magnitude"]) == [account.error_before]
+    assert numbers(told["steps"]) == [account.iterations]
+    assert text(told["bias moved"]) == "yes" and text(told["chosen by"]) == "admm"
+
+
+def test_without_calibration_there_are_no_such_sections():
+    assert not {"Sensitivity", "Calibration"} & set(ReadPage(page(samples.residual_network())).titles())
