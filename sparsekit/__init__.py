@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sparsekit.reporting.facts import Estimate, LayerFacts, Report, Totals
     from sparsekit.result import LayerAccount, PruneResult
     from sparsekit.target import LayerRule, TargetProfile, TargetVerdict
+    from sparsekit.training.masked_model import MaskedModel
     from sparsekit.verification import LayerVerification, Verification
 
 __version__ = "0.1.0"
@@ -58,6 +59,7 @@ __all__ = [
     "LayerRule",
     "LayerSensitivity",
     "LayerVerification",
+    "MaskedModel",
     "MatrixForm",
     "MissingFileError",
     "ModelError",
@@ -108,6 +110,7 @@ _HOMES = {
     "planning": ("LayerDecision", "Plan"),
     "reporting.facts": ("Estimate", "LayerFacts", "Report", "Totals"),
     "result": ("LayerAccount", "PruneResult"),
+    "training.masked_model": ("MaskedModel",),
     "target": ("LayerRule", "TargetProfile", "TargetVerdict"),
     "verification": ("LayerVerification", "Verification"),
 }

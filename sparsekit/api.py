@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import attrs
@@ -31,8 +31,11 @@ from sparsekit.reporting.gather import gather, gather_deployed
 from sparsekit.result import PruneResult
 from sparsekit.stripping import strip_masks
 from sparsekit.target import ChosenTarget, TargetProfile, choose_target, warn_or_refuse
+from sparsekit.training.masked_model import MaskedModel, told
+from sparsekit.training.optimizers import chosen_masking
+from sparsekit.training.tracing import TracedModel, is_trainable, trace
 from sparsekit.verification import Verification, verify_deployed, verify_model
-from sparsekit.writing import write_whole
+from sparsekit.writing import staged, write_whole
 
 Path: TypeAlias = str | os.PathLike[str]
 Config: TypeAlias = PruneConfig | Mapping[str, Any] | Path | None
@@ -40,34 +43,49 @@ Config: TypeAlias = PruneConfig | Mapping[str, Any] | Path | None
 __all__ = ["diff", "plan", "prune", "report", "save", "sensitivity", "strip", "verify"]
 
 
-def plan(model: Any, cfg: Config = None, *, outputs: Any = None, target: str | None = None) -> Plan:
+def plan(
+    model: Any,
+    cfg: Config = None,
+    *,
+    outputs: Any = None,
+    target: str | None = None,
+    input_signature: Any = None,
+) -> Plan:
     """Decide what :func:`prune` would do, and edit nothing.
 
     Args:
         model: a ``tf.Graph``, a GraphDef, the path of a frozen .pb or .pbtxt, or the folder of a SavedModel; or of a
-            .tflite or .onnx file, which cannot be pruned itself: its plan says what it should be made from.
+            .tflite or .onnx file, which cannot be pruned itself: its plan says what it should be made from; or a model
+            of Keras 3, a ``tf.Module`` or a ``tf.function``, which is called once on symbols.
         cfg: a PruneConfig, a dict, the path of a TOML file (``.toml``) or of an AMCT text file (any other name),
             or None: 2:4 by magnitude everywhere.
         outputs: the operations whose results are used: names, tensors or operations. None: every op that no
             gradient led to.
         target: a product, chip or profile name; before ``target`` in the config, before the environment variable
             SPARSEKIT_TARGET.
+        input_signature: what a model of Keras 3, a ``tf.Module`` or a ``tf.function`` is called with: a list with a
+            ``tf.TensorSpec``, or a structure of these, for every argument. None where the model knows: a built Keras
+            model, a ``tf.function`` with a signature.
 
     Returns:
-        The plan; it prints as a table.
+        The plan; it prints as a table. Of a model that trains eagerly, it says how zeros are kept.
 
     Raises:
         ConfigError: the config cannot be used, or names layers, types or criteria that do not exist.
-        GraphError: not a graph, or an output that is not in it.
+        GraphError: not a graph, or an output that is not in it; a model that cannot be called on ``input_signature``.
         MissingFileError, ModelError: a file cannot be read.
         TargetError: an unknown target.
     """
     with _naming(model):
-        settings = _Settings.of(cfg, target)
+        settings = _Settings.of(cfg, target, input_signature)
         deployed = read_deployed(model)
         if deployed is not None:
             return plan_deployed(deployed, settings.config, settings.profile)
-        return _decide(model, settings, outputs)[0].plan
+        made = _decide(model, settings, outputs)[0].plan
+        if is_trainable(model):
+            choice = chosen_masking(settings.config, model, getattr(model, "optimizer", None))
+            made = told(made, str(choice))
+        return made
 
 
 def report(
@@ -77,6 +95,7 @@ def report(
     outputs: Any = None,
     target: str | None = None,
     estimates: Iterable[Estimate] = (),
+    input_signature: Any = None,
     sensitivity: Sensitivity | None = None,
 ) -> Report:
     """The plan together with what it means: per layer and in total, weights, density, groups, multiply-adds.
@@ -85,7 +104,7 @@ def report(
         model: as for :func:`plan`. Of a live graph, whose weights are in no one place, only the shapes are told. Or
             what :func:`prune` made of a model at rest, with the accounts of its calibration; ``cfg``, ``outputs`` and
             ``target`` were said there.
-        cfg, outputs, target: as for :func:`plan`.
+        cfg, outputs, target, input_signature: as for :func:`plan`.
         estimates: what tools or devices say of the model; shown as theirs.
         sensitivity: what :func:`sensitivity` measured; shown layer by layer.
 
@@ -99,7 +118,7 @@ def report(
     if isinstance(model, PruneResult):
         return attrs.evolve(model.report(), estimates=tuple(estimates), sensitivity=sensitivity)
     with _naming(model):
-        settings = _Settings.of(cfg, target)
+        settings = _Settings.of(cfg, target, input_signature)
         deployed = read_deployed(model)
         if deployed is not None:
             made = plan_deployed(deployed, settings.config, settings.profile)
@@ -152,20 +171,24 @@ def prune(
     session: Any = None,
     resume: Path | None = None,
     beam: Sequence[str] | None = None,
-) -> PruneResult:
-    """Prune a live graph for retraining, or a model at rest in one shot.
+    input_signature: Any = None,
+) -> PruneResult | MaskedModel:
+    """Prune a live graph or a model that trains eagerly for retraining, or a model at rest in one shot.
 
     A ``tf.Graph``, training or inference, is edited in place: masks are inserted. Call it before gradients are built.
     The masks are chosen inside the graph at the first training batch (and every ``update_freq`` batches where the
     config says so). In the inference graph the same call makes the same variables, so that a checkpoint of the
     training graph restores into it.
 
+    Of a model of Keras 3, a ``tf.Module`` or a ``tf.function``, the variables that feed its layers are masked while it
+    trains, as its own classes, before or after it was compiled or trained; see :class:`MaskedModel`.
+
     Of a model at rest (a GraphDef, a frozen .pb or .pbtxt, a SavedModel's folder) the weights are pruned without
     retraining: masks are chosen from them and zeros written in their place, nothing else changes. It is not modified;
     the result holds the pruned one.
 
     Args:
-        model, cfg, outputs, target: as for :func:`plan`.
+        model, cfg, outputs, target, input_signature: as for :func:`plan`.
         record: where to write the record of the pruned layers (AMCT's text format); None: nowhere.
         strict_target: raise instead of warning where the target does not gain.
         calibration: samples of the model's inputs: an iterable or generator of batches (dicts of input name
@@ -186,12 +209,14 @@ def prune(
             Needs ``pip install 'sparsekit[beam]'``.
 
     Returns:
-        The plan; for a live graph the new variables and their initializer, for a model at rest the pruned one.
+        The plan; for a live graph the new variables and their initializer, for a model at rest the pruned one. For a
+        model that trains eagerly a :class:`MaskedModel`, with all that its training needs.
 
     Raises:
         ConfigError, GraphError, TargetError, MissingFileError, ModelError: as for :func:`plan`; also a live graph that
             is finalized, was pruned before or already has gradients, a session that is closed, of another graph or
-            without values, and weights that are not finite. The graph is as it was.
+            without values, weights that are not finite, and what is asked for that this kind of model cannot do. The
+            graph is as it was.
         UnsupportedTargetError: with ``strict_target``, a target without a gain.
         CalibrationError: the samples do not fit the model, ``resume`` is the folder of another run, or the pipeline
             failed.
@@ -202,7 +227,7 @@ def prune(
     """
     registry = default_registry()
     with _naming(model):
-        settings = _Settings.of(cfg, target)
+        settings = _Settings.of(cfg, target, input_signature)
         if calibration is not None:
             config = settings.config.calibrated(beam is not None)
             if session is not None and settings.config.keep_dense is None:
@@ -211,11 +236,18 @@ def prune(
         elif resume is not None or beam is not None:
             name = "beam" if resume is None else "resume"
             raise ConfigError("there are no calibration samples", where=name, expected="calibration=...")
+        if is_trainable(model):
+            _refuse_for_trainable(calibration=calibration, session=session)
         planning, opened = _decide(model, settings, outputs)
         patterns = {str(decision.pattern) for decision in planning.plan.pruned} or {"2:4"}
         warn_or_refuse(settings.chosen, registry.profiles, patterns=sorted(patterns), strict=strict_target)
+        if isinstance(opened, TracedModel):
+            text = Record.of(planning.plan).to_text().encode()
+            with nullcontext() if record is None else staged(record, text):
+                return MaskedModel(model, opened, planning, settings.config, registry)
         _check_session(session, live=opened is None, calibrated=calibration is not None)
         if opened is None:
+            _refuse_for_live(settings.config)
             if resume is not None or beam is not None:
                 name = "beam" if resume is None else "resume"
                 raise ConfigError("does not go with a live graph", where=name, expected="a model at rest")
@@ -253,6 +285,30 @@ def prune(
     return result
 
 
+def _refuse_for_trainable(**arguments: Any) -> None:
+    for name, argument in arguments.items():
+        if argument is not None:
+            raise GraphError(
+                "a model that trains eagerly cannot be calibrated",
+                where=name,
+                expected="a model at rest",
+                hint="Retrain it; or export it (model.export, tf.saved_model.save) and prune the SavedModel.",
+            )
+
+
+def _refuse_for_live(config: PruneConfig) -> None:
+    """What only models that train eagerly can do must not be ignored."""
+    asked = {"masking": config.masking not in ("auto", "forward"), "gradient": config.gradient != "masked"}
+    asked |= {"start_step": config.start_step > 0, "freeze_step": config.freeze_step is not None}
+    for key, is_asked in asked.items():
+        if is_asked:
+            raise ConfigError(
+                f"{getattr(config, key)!r} for a live tf.Graph",
+                where=f"{config.source}: {key}",
+                expected="a model of Keras 3, a tf.Module or a tf.function",
+            )
+
+
 def _check_session(session: Any, *, live: bool, calibrated: bool) -> None:
     """A session belongs to the calibration of a live graph, and to nothing else."""
     if live and calibrated and session is None:
@@ -276,11 +332,13 @@ class _Settings:
 
     config: PruneConfig
     chosen: ChosenTarget | None
+    input_signature: Any = None
 
     @classmethod
-    def of(cls, cfg: Config, target: str | None) -> _Settings:
+    def of(cls, cfg: Config, target: str | None, input_signature: Any = None) -> _Settings:
         config = load_config(cfg)
-        return cls(config, choose_target(target, config.target, os.environ, default_registry().profiles))
+        chosen = choose_target(target, config.target, os.environ, default_registry().profiles)
+        return cls(config, chosen, input_signature)
 
     @property
     def profile(self) -> TargetProfile | None:
@@ -292,10 +350,14 @@ def _decide(model: Any, settings: _Settings, outputs: Any) -> tuple[Planning, Mo
     """The plan of a live graph or of a model at rest, the latter opened."""
     registry, names = default_registry(), output_names(outputs)
     config, profile = settings.config, settings.profile
-    if not (isinstance(model, (str, os.PathLike)) or is_graph_def(model)):
+    if not (isinstance(model, (str, os.PathLike)) or is_graph_def(model) or is_trainable(model)):
         return plan_live(model, config, names, registry, profile), None
-    opened = open_model(model)
+    opened = _open(model, settings.input_signature)
     return make_plan(opened.view, config, names or opened.outputs, registry, profile, opened.obstacle), opened
+
+
+def _open(model: Any, input_signature: Any) -> Model:
+    return trace(model, input_signature) if is_trainable(model) else open_model(model)
 
 
 @contextmanager
@@ -377,18 +439,21 @@ def verify(
     cfg: Config = None,
     outputs: Any = None,
     target: str | None = None,
+    input_signature: Any = None,
 ) -> Verification:
     """Check that the weights of a model at rest follow their pattern, along the right axis.
 
     Args:
         model: a GraphDef, the path of a frozen .pb or .pbtxt, or the folder of a SavedModel, of which every copy of a
             weight is looked at that a loader would serve; or the path of a .tflite or .onnx file, whose layers are
-            looked at along the contraction axis of that format, zero points subtracted.
+            looked at along the contraction axis of that format, zero points subtracted. Or a finalized model that
+            trains eagerly.
         record: the layers that must be sparse. Without one: all that ``cfg`` would prune. Files in a deployment format
             keep no names: there all layers must be, and of ``cfg`` only the pattern counts.
         cfg: as for :func:`plan`.
         outputs: look only at what lies behind these operations.
         target: as for :func:`plan`; what it makes of each layer is added, the verdict stays that of the weights.
+        input_signature: as for :func:`plan`.
 
     Returns:
         The verification; ``.ok`` is the verdict, and it prints as a table.
@@ -397,13 +462,13 @@ def verify(
         MissingFileError, ModelError, RecordError, ConfigError, GraphError, TargetError: a file or argument cannot be
             used.
     """
-    settings = _Settings.of(cfg, target)
+    settings = _Settings.of(cfg, target, input_signature)
     with _naming(model):
         deployed = read_deployed(model)
         if deployed is not None:
             return verify_deployed(deployed, settings.config, settings.profile)
         return verify_model(
-            open_model(model),
+            _open(model, input_signature),
             default_registry(),
             record=_record(record),
             config=settings.config,

@@ -7,7 +7,7 @@ import shutil
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -231,7 +231,7 @@ def prune(
         hint = " (quote a pattern of files)" if calibration else ""
         raise click.UsageError(f"Got unexpected extra arguments: {' '.join(beam_options)}{hint}")
     try:
-        result = sparsekit.prune(
+        result: Any = sparsekit.prune(
             model,
             config,
             outputs=_names(outputs),

@@ -65,6 +65,17 @@ _share = _must(
 _effort = _must(lambda value: value in ("fast", "normal", "high"), "fast, normal or high")
 _order = _must(lambda value: value in (None, "sequential", "one-pass"), "sequential or one-pass")
 _target_path = _must(lambda value: value in ("pruned", "dense"), "pruned or dense")
+_masking = _must(
+    lambda value: value in ("auto", "forward", "in-place", "project"), "auto, forward, in-place or project"
+)
+_gradient = _must(lambda value: value in ("masked", "ste", "sr-ste"), "masked, ste or sr-ste")
+_decay = _must(
+    lambda value: isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf"),
+    "a number from 0 on",
+)
+_steps = _must(
+    lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0, "a whole number of steps"
+)
 REPAIRS = ("auto", "least-squares", "scale-shift", "batch-norm")
 """What ``repair`` may name, in the order in which they are done."""
 _OF_A_LAYER = REPAIRS[:-1]
@@ -213,6 +224,16 @@ class PruneConfig:
             which is retrained.
         target_path: with calibration: whose outputs a layer is to match: ``pruned``, its own on the inputs that the
             pruned layers before it leave it, or ``dense``, those of the dense network.
+        masking: while a model trains, how zeros are kept: ``forward`` (the variable stays dense and is masked where it
+            is read), ``in-place`` (zeros in the variable, gradients masked), ``project`` (zeros written again after
+            every step) or ``auto``.
+        gradient: of dropped weights: ``masked`` (none), ``ste`` (that of the masked weight, straight through) or
+            ``sr-ste`` (the same and a decay of dropped weights, arXiv 2102.04010). All but ``masked`` need dense
+            variables: masking ``forward``, which ``auto`` then chooses.
+        sr_ste_decay: with ``sr-ste``, what is added to a dropped weight's gradient, in parts of the weight.
+        start_step: of a model that trains eagerly (Keras 3, ``tf.Module``), how many steps it trains dense before masks
+            are chosen.
+        freeze_step: of such a model, after how many steps masks are not chosen any more; None: never.
         order: with calibration: ``sequential``, the layers one after the other, each on what the pruned ones before
             it leave it; or ``one-pass``, all of them on what flows through the dense network. None: sequential, unless
             the call asks for Apache Beam. In one pass both values of ``target_path`` mean the same.
@@ -236,6 +257,11 @@ class PruneConfig:
     skip_outputs: bool = attrs.field(default=False, validator=_boolean)
     effort: Literal["fast", "normal", "high"] = attrs.field(default="normal", validator=_effort)
     repair: tuple[str, ...] = attrs.field(default=("auto",), converter=_to_repairs, validator=_repairs)
+    masking: Literal["auto", "forward", "in-place", "project"] = attrs.field(default="auto", validator=_masking)
+    gradient: Literal["masked", "ste", "sr-ste"] = attrs.field(default="masked", validator=_gradient)
+    sr_ste_decay: float = attrs.field(default=2e-4, validator=_decay)
+    start_step: int = attrs.field(default=0, validator=_steps)
+    freeze_step: int | None = attrs.field(default=None, validator=attrs.validators.optional(_steps))
     keep_dense: float | None = attrs.field(default=None, validator=attrs.validators.optional(_share))
     guard: bool = attrs.field(default=False, validator=_boolean)
     target_path: Literal["pruned", "dense"] = attrs.field(default="pruned", validator=_target_path)
@@ -247,6 +273,20 @@ class PruneConfig:
     override: tuple[Override, ...] = attrs.field(default=(), converter=_to_overrides, validator=_overrides)
     source: str = attrs.field(default="config", eq=False, kw_only=True)
     places: Mapping[tuple[str, str], str] = attrs.field(factory=dict, eq=False, repr=False, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        if self.gradient != "masked" and self.masking not in ("auto", "forward"):
+            raise ConfigError(
+                f"{self.masking} with gradient {self.gradient}, which trains dropped weights",
+                where="masking",
+                expected="forward (or auto)",
+            )
+        if self.freeze_step is not None and self.freeze_step < self.start_step:
+            raise ConfigError(
+                f"{self.freeze_step}, before start_step ({self.start_step}): masks would never be chosen",
+                where="freeze_step",
+                expected="start_step or more",
+            )
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any], source: str = "config") -> PruneConfig:

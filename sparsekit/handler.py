@@ -70,12 +70,15 @@ class OpHandler:
         weight_input: index of the data input that holds the weight.
         weight_dtypes: dtypes that the weight's variable or constant may have.
         constraints: what else must hold, checked in this order; the first that fails explains the skip.
+        only_explains: its ops are never pruned, and the plan tells only of those that read a variable with several axes
+            of its own: a lookup, say, which most graphs also do where there are no weights.
     """
 
     op_types: ClassVar[tuple[str, ...]] = ()
     weight_input: ClassVar[int] = 1
     weight_dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64")
     constraints: ClassVar[tuple[Constraint, ...]] = ()
+    only_explains: ClassVar[bool] = False
 
     def group_axis(self, node: Node) -> int:
         """The input-channel axis of the weight as this op sees it; groups of m run along it."""
@@ -87,6 +90,13 @@ class OpHandler:
         Override it only for ops that take their weight in one place or another.
         """
         return ((self.weight_input, self.group_axis(node)),)
+
+    def sums_over_more(self, node: Node) -> bool:
+        """Whether the op sums over other axes of the weight, too, of which the group axis is the innermost.
+
+        Groups then lie within the group axis, and m must divide its length.
+        """
+        return False
 
     def insert_mask(self, site: WeightSite, masked: tf.Tensor) -> None:
         """Let the op of a live graph use ``masked``, the weight times its mask.

@@ -74,11 +74,13 @@ class Plan:
         target: the target profile that was asked for, None if none was.
         worth_leaving_dense: of a model at rest, the pruned layers that are tiny or come last before the outputs. In one
             shot these decide more about accuracy than the rest, and they hardly count for speed.
+        masking: of a model that trains eagerly, a sentence on how zeros are kept, and why.
     """
 
     decisions: tuple[LayerDecision, ...]
     target: TargetProfile | None = None
     worth_leaving_dense: tuple[str, ...] = ()
+    masking: str = ""
 
     @property
     def pruned(self) -> tuple[LayerDecision, ...]:
@@ -119,7 +121,8 @@ class Plan:
         rows = [(*first_cells(d), why(d)) for d in self.decisions]
         table = text_table(("layer", "op", "shape", "axis", "status", "reason", "why"), rows) if rows else ""
         target = f"\nTarget: {self.target.title}. {self.target.reason}" if self.target else ""
-        return f"{table}{self.summary()}\n{self.hint()}".rstrip() + target
+        text = f"{table}{self.summary()}\n{self.hint()}".rstrip() + target
+        return f"{text}\n{self.masking}".rstrip()
 
     def hint(self) -> str:
         """What the config could leave dense, in two sentences; "" if there is nothing."""
@@ -232,9 +235,10 @@ def make_plan(
     groups: dict[object, list[_Use]] = defaultdict(list)
     for node in candidates:
         use = _examine(node, config, registry, tracer, skipped_heads, stored_obstacle)
-        groups[use.site.source.key if use.site else node].append(use)
+        if not use.handler.only_explains or _has_variable(use):
+            groups[use.site.source.key if use.site else node].append(use)
     steps = _Steps()
-    decided = [_decide(uses, forward, tracer, target, steps) for uses in groups.values()]
+    decided = [_decide(_to_be_told(uses), forward, tracer, target, steps) for uses in groups.values()]
     return Planning(
         plan=Plan(
             tuple(decision for decision, _ in decided),
@@ -341,6 +345,16 @@ def _examine(
     return _Use(node, handler, settings, site, reason, message)
 
 
+def _has_variable(use: _Use) -> bool:
+    """Whether it reads a variable that may be a layer's weight."""
+    return use.site is not None and len(use.site.source.shape) > 1 and use.site.source.leaves[0].op != "Const"
+
+
+def _to_be_told(uses: list[_Use]) -> list[_Use]:
+    """Beside a layer that uses the weight, an op that only explains is one more reader of it."""
+    return [use for use in uses if not use.handler.only_explains] or uses
+
+
 def _locate(node: Node, handler: OpHandler, tracer: Tracer) -> WeightSite | Untraceable:
     """The op's static weight; where there is none, why its usual place holds none."""
     obstacle: Untraceable | None = None
@@ -401,11 +415,12 @@ def _obstacle(site: WeightSite, handler: OpHandler, settings: LayerSettings) -> 
             f"{name}: its weight '{source.name}' is made or read inside a loop or cond; read it before.",
         )
     length = source.shape[source.axis]
-    if source.holds_part_of_axis and length % settings.pattern.m:
+    several = source.holds_part_of_axis or handler.sums_over_more(site.node)
+    if several and length % settings.pattern.m:
         return (
             "layout-splits-groups",
-            f"{name}: its {source.shape_at_op[source.axis_at_op]} input channels are several axes of "
-            f"{list(source.shape)} in one, and {settings.pattern.m} does not divide the innermost, {length}.",
+            f"{name}: its input channels are several axes of {list(source.shape)} in one, and {settings.pattern.m} "
+            f"does not divide the innermost, {length}.",
         )
     reason, message = too_short(source.shape, source.axis, settings.pattern)
     return reason, message and f"{name}: {message}"

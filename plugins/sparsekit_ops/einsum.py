@@ -1,4 +1,4 @@
-"""Einsum of data and one static operand that share a single contracted label."""
+"""Einsum of data and one static operand that share contracted labels."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class Einsum(OpHandler):
-    """Groups run along the label that both operands have and the result has not."""
+    """Groups run along the label that both operands have and the result has not; of several, the weight's last."""
 
     op_types = ("Einsum",)
     constraints = (
         Constraint(
             reason="einsum-contraction",
-            message="its equation sums over none or several labels of the weight; groups need exactly one.",
-            holds=lambda site: len(_contracted(site.node)) == 1 and _is_plain(site),
+            message="its equation sums over no label of data and weight, or the weight alone does, or on a diagonal.",
+            holds=lambda site: len(_contracted(site.node)) > 0 and _is_plain(site),
         ),
     )
 
@@ -32,10 +32,12 @@ class Einsum(OpHandler):
 
     def weight_sites(self, node: Node) -> Sequence[tuple[int, int]]:
         # Either operand may be the static one; the second is the usual place.
-        labels = _operands(node)
-        contracted = sorted(_contracted(node))
-        label = contracted[0] if contracted else ""
-        return [(i, labels[i].find(label) if label else 0) for i in reversed(range(len(labels)))]
+        operands, contracted = _operands(node), _contracted(node)
+        last = [max((labels.find(label) for label in contracted), default=0) for labels in operands]
+        return [(i, last[i]) for i in reversed(range(len(operands)))]
+
+    def sums_over_more(self, node: Node) -> bool:
+        return len(_contracted(node)) > 1
 
     def multiply_adds(self, node: Node, inputs: Sequence[tuple[int, ...] | None], output: tuple[int, ...]) -> int:
         lengths: dict[str, int] = {}

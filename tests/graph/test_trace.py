@@ -488,8 +488,9 @@ def test_a_neighbour_of_the_weight_in_a_loop_may_be_gathered(variables: str, con
         return turns[1] + tf.gather(turns[3], 0)
 
     with settings_of(variables, control_flow):
-        decision = decision_of(build)
-    assert decision.pruned, decision.message
+        plan = plan_of(build)
+    assert [decision.weight for decision in plan.pruned] == ["w"], str(plan)
+    assert {decision.reason for decision in plan.skipped} <= {"embedding"}
 
 
 def test_two_layers_in_one_loop(resource_kind: None) -> None:

@@ -19,8 +19,10 @@ from sparsekit_ops.batch_matmul import BatchMatMul
 from sparsekit_ops.conv2d import Conv2D
 from sparsekit_ops.conv2d_backprop_input import Conv2DBackpropInput
 from sparsekit_ops.conv3d import Conv3D
+from sparsekit_ops.conv3d_backprop_input import Conv3DBackpropInput
 from sparsekit_ops.depthwise_conv2d import DepthwiseConv2D
 from sparsekit_ops.einsum import Einsum
+from sparsekit_ops.gather import Gather
 from sparsekit_ops.matmul import MatMul
 
 v1 = tf.compat.v1
@@ -133,10 +135,16 @@ def _einsum(equation: str, shape: list[int], *, weight_first: bool = False) -> L
         pytest.param(lambda: _einsum("abc,cd->abd", [8, 5]), id="second"),
         pytest.param(lambda: _einsum("abc,dec->abde", [2, 3, 8]), id="last axis"),
         pytest.param(lambda: _einsum("dc,abc->abd", [5, 8], weight_first=True), id="first"),
+        pytest.param(lambda: _einsum("abc,bcd->ad", [3, 8, 5]), id="several axes"),
+        pytest.param(lambda: _einsum("abc,dbec->ade", [4, 3, 5, 8]), id="several axes apart"),
     ],
 )
 def test_einsum(build: Callable[[], Layer]) -> None:
-    check_handler(Einsum(), build, violating={"einsum-contraction": lambda: _einsum("abc,bcd->ad", [3, 8, 5])})
+    violating = {
+        "einsum-contraction": lambda: _einsum("abc,de->abcde", [8, 5]),
+        "layout-splits-groups": lambda: _einsum("abc,cbd->ad", [8, 3, 5]),
+    }
+    check_handler(Einsum(), build, violating=violating)
 
 
 def test_conv3d() -> None:
@@ -145,6 +153,26 @@ def test_conv3d() -> None:
         return Layer(data, tf.nn.conv3d(data, _variable("kernel", [2, 2, 2, 8, 3]), [1] * 5, "SAME", name="conv"))
 
     check_handler(Conv3D(), build)
+
+
+def test_conv3d_backprop_input() -> None:
+    def build() -> Layer:
+        data = v1.placeholder(tf.float32, [2, 3, 4, 4, 8], name="data")
+        kernel = _variable("kernel", [2, 2, 2, 5, 8])
+        return Layer(data, tf.nn.conv3d_transpose(data, kernel, [2, 3, 4, 4, 5], [1] * 5, "SAME", name="deconv"))
+
+    check_handler(Conv3DBackpropInput(), build)
+
+
+def test_lookups_are_explained_where_they_are_of_embeddings() -> None:
+    with tf.Graph().as_default() as graph:
+        tokens = v1.placeholder(tf.int32, [None, 3])
+        tf.gather(tf.identity(_variable("embedding", [10, 8])), tokens, name="lookup")
+        tf.gather(tf.random.uniform([5, 5]), tokens, name="of_data")
+        tf.gather(tf.identity(_variable("vector", [10])), tokens, name="of_a_vector")
+        tf.gather(tf.ones([4, 2]), tokens, name="of_a_constant")
+    (decision,) = sparsekit.plan(graph).decisions
+    assert (decision.name, decision.status, decision.reason) == ("lookup", "skip", "embedding")
 
 
 def test_depthwise_conv2d_is_never_pruned() -> None:
@@ -177,5 +205,6 @@ def test_plugin(plugin: object) -> None:
 
 def test_every_handler_is_checked_here() -> None:
     """A new handler needs a test above: this fails until its class is named here."""
-    checked = {MatMul, BatchMatMul, Einsum, Conv2D, Conv3D, DepthwiseConv2D, Conv2DBackpropInput}
+    convolutions = {Conv2D, Conv3D, DepthwiseConv2D, Conv2DBackpropInput, Conv3DBackpropInput}
+    checked = {MatMul, BatchMatMul, Einsum, Gather} | convolutions
     assert {type(entry.value) for entry in REGISTRY.handlers.values()} == checked

@@ -1,0 +1,274 @@
+"""A model whose weights stay sparse while it trains."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import tensorflow as tf
+
+from sparsekit.config import PruneConfig
+from sparsekit.errors import ConfigError, GraphError
+from sparsekit.planning import Plan, Planning
+from sparsekit.plugins import Registry
+from sparsekit.training.optimizers import WrappedOptimizer, chosen_masking
+from sparsekit.training.reading import Backward
+from sparsekit.training.schedule import Schedule
+from sparsekit.training.state import MaskState
+from sparsekit.training.tracing import TracedModel, name_of, retrace
+from sparsekit.training.weights import MaskedWeight, masked_weights
+
+_log = logging.getLogger("sparsekit")
+
+
+class MaskedModel:
+    """What :func:`sparsekit.prune` did to a model of Keras 3, a ``tf.Module`` or a ``tf.function``.
+
+    The masks were chosen (unless ``start_step`` says later) and hold: by zeros in the model's own variables, or with
+    ``masking = "forward"`` wherever these are read. Train the model: ``model.fit(..., callbacks=[result.callback])``,
+    or, in a loop of your own, with ``result.wrap(optimizer)`` or with ``result.step()`` after every step of any
+    optimizer. Then call :meth:`finalize`. It prints as its plan.
+
+    Attributes:
+        model: the user's own.
+        weights: the masked ones.
+        state: masks, counters and mode as one ``tf.train.Checkpoint``. A checkpoint of the model (``tf.train``'s, and
+            what Keras writes: ``.keras``, ``.weights.h5``, ``BackupAndRestore``) holds it already; only that of a
+            ``tf.function`` does not, nor one of weights in a dict.
+    """
+
+    def __init__(self, model: Any, traced: TracedModel, planning: Planning, config: PruneConfig, registry: Registry):
+        """
+        Raises:
+            ConfigError: the config asks for what cannot be done to this model.
+            GraphError: it was pruned before, and not finalized.
+        """
+        self.model = model
+        self._config = config
+        self._planned = planning.plan
+        choice = chosen_masking(config, model, None)
+        backward = Backward(config.gradient, config.sr_ste_decay) if choice.masking == "forward" else None
+        self.weights: Sequence[MaskedWeight] = masked_weights(traced, planning.layers, registry, backward)
+        self._groups = _by_schedule(self.weights, config)
+        self._steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="steps")
+        self._wrapped: dict[int, WrappedOptimizer] = {}
+        self._finalized = False
+        if config.start_step == 0:
+            self._choose(self.weights, count=False)
+        self._state = MaskState(model, choice.masking == "forward", self._steps, self.weights)
+        self._warn(config)
+        retrace(model)
+        self.install()
+
+    @property
+    def plan(self) -> Plan:
+        """Every layer with its decision, and how zeros are kept."""
+        choices = dict.fromkeys(str(wrapped.choice) for wrapped in self._wrapped.values())
+        return told(self._planned, " ".join(choices) or str(chosen_masking(self._config, None, None)))
+
+    @property
+    def state(self) -> Any:
+        return self._state.checkpoint
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros in all masked weights together, 0 to 1; read from the variables."""
+        sizes = [weight.variable.shape.num_elements() for weight in self.weights]
+        kept = sum(float(weight.density()) * size for weight, size in zip(self.weights, sizes, strict=True))
+        return 1.0 - kept / sum(sizes) if sizes else 0.0
+
+    def install(self) -> None:
+        """Wrap the optimizer that the model is compiled with, if it is; the callback does this, too.
+
+        Raises:
+            GraphError: the result is finalized.
+        """
+        self._require_open()
+        optimizer = getattr(self.model, "optimizer", None)
+        if optimizer is None or id(optimizer) in self._wrapped or not hasattr(optimizer, "apply"):
+            return
+        self.wrap(optimizer)
+        # A train function that was traced before knows nothing of it.
+        retrace(self.model)
+
+    def wrap(self, optimizer: Any) -> Any:
+        """Let an optimizer of Keras keep the zeros.
+
+        Call it before a ``tf.function`` with a step of the optimizer is traced. Momentum that the optimizer has already
+        gathered for dropped weights is taken away.
+
+        Args:
+            optimizer: the optimizer; the object itself is changed, until `finalize`.
+
+        Returns:
+            The same object.
+
+        Raises:
+            ConfigError: it is no optimizer of Keras 3.
+            GraphError: the result is finalized.
+        """
+        self._require_open()
+        if id(optimizer) in self._wrapped:
+            return optimizer
+        if not hasattr(optimizer, "apply") or not hasattr(optimizer, "_trainable_variables"):
+            raise ConfigError(
+                f"got {type(optimizer).__name__}",
+                where="wrap",
+                expected="an optimizer of Keras 3",
+                hint="With any other optimizer call .step() after every step.",
+            )
+        if "apply" in vars(optimizer):
+            raise ConfigError(
+                f"the {type(optimizer).__name__} is wrapped already, for another model",
+                where="wrap",
+                expected="an optimizer for every model",
+                hint="Call .finalize() of the other result first.",
+            )
+        choice = chosen_masking(self._config, self.model, optimizer)
+        if choice.masking == "in-place" and ";" in choice.why:
+            _log.warning("%s Dropped weights may move between steps; finalize() takes that out again.", choice)
+        wrapped = WrappedOptimizer(
+            optimizer, self.weights, choice, functools.partial(self._after, choice.masking == "project", id(optimizer))
+        )
+        self._wrapped[id(optimizer)] = wrapped
+        self._clear(wrapped)
+        return optimizer
+
+    def step(self) -> None:
+        """To be called after every step of an optimizer that is not wrapped, inside a ``tf.function`` or out of it."""
+        self._require_open()
+        self._after(True, None)
+
+    def settle(self) -> None:
+        """Make weights, masks and optimizers agree; the callback does this at the start of every epoch.
+
+        Call it yourself in a loop of your own after something else than training wrote the weights. Where that was a
+        file of Keras without masks, these are chosen anew; where it was anything else, they stay.
+
+        Raises:
+            ConfigError: a checkpoint of another ``masking`` was restored.
+        """
+        self._require_open()
+        if self._state.came_without_masks():
+            for weight in self.weights:
+                weight.forget()
+            if self._config.start_step == 0:
+                self._choose(self.weights, count=False)
+        for weight in self.weights:
+            weight.enforce()
+        for wrapped in self._wrapped.values():
+            if wrapped.choice.masking == "in-place":
+                wrapped.clear_momenta()
+
+    def finalize(self) -> Any:
+        """Leave plain zeros in plain variables, and optimizers as they were; a second call changes nothing.
+
+        Returns:
+            The model, to be saved by its own means.
+        """
+        if self._finalized:
+            return self.model
+        self._finalized = True
+        for weight in self.weights:
+            moved = weight.release()
+            if moved:
+                _log.warning(
+                    "%s: %d dropped weights were not zero any more and are again: what wrote them (averages of "
+                    "weights, an optimizer that was not wrapped, a fit without the callback) knew no masks.",
+                    weight.name,
+                    moved,
+                )
+        for wrapped in self._wrapped.values():
+            wrapped.remove()
+        self._state.detach()
+        retrace(self.model)
+        return self.model
+
+    @functools.cached_property
+    def callback(self) -> Any:
+        """For ``model.fit(..., callbacks=[...])``: keeps the masks, and adds sparsity to the logs of every epoch."""
+        return self.make_callback()
+
+    def make_callback(self, log_dir: str | os.PathLike[str] | None = None, histogram_freq: int = 0) -> Any:
+        """The same with summaries for TensorBoard.
+
+        Args:
+            log_dir: where to write density, retained magnitude and mask flips of every layer, once an epoch; None:
+                nowhere.
+            histogram_freq: write histograms of the weights that are not dropped every so many epochs; 0: never.
+
+        Returns:
+            A Keras callback, to be used instead of :attr:`callback`. Put it before callbacks that read logs.
+        """
+        from sparsekit.training.callback import SparsityCallback
+
+        return SparsityCallback(self, log_dir, histogram_freq)
+
+    def _after(self, project: bool, optimizer: int | None) -> None:
+        """What follows a step, in its graph."""
+        if project:
+            for weight in self.weights:
+                weight.project()
+        if not any(schedule.needs_steps for schedule in self._groups):
+            return
+        step = tf.identity(self._steps.assign_add(1))
+        for schedule, weights in self._groups.items():
+            if schedule.needs_steps:
+                choose = functools.partial(self._choose_and_clear, weights, optimizer)
+                tf.cond(schedule.due(step), choose, lambda: tf.constant(False))
+
+    def _choose_and_clear(self, weights: Sequence[MaskedWeight], optimizer: int | None) -> tf.Tensor:
+        self._choose(weights, count=True)
+        if optimizer is not None:
+            self._clear(self._wrapped[optimizer])
+        return tf.constant(True)
+
+    def _clear(self, wrapped: WrappedOptimizer) -> None:
+        # Straight through, momentum is what trains dropped weights.
+        if self._config.gradient == "masked":
+            wrapped.clear_momenta()
+
+    def _choose(self, weights: Sequence[MaskedWeight], count: bool) -> None:
+        for weight in weights:
+            weight.choose(count)
+
+    def _require_open(self) -> None:
+        if self._finalized:
+            raise GraphError(
+                "is finalized: its masks are not kept any more",
+                where=name_of(self.model),
+                hint="Call sparsekit.prune again to train it further.",
+            )
+
+    def _warn(self, config: PruneConfig) -> None:
+        if not self.weights:
+            _log.warning("%s No layer was changed.", self._planned.summary())
+        periods = {weight.decision.update_freq for weight in self.weights}
+        if config.gradient != "masked" and periods - {1}:
+            _log.warning(
+                "gradient %s trains dropped weights so that they may come back, but masks are chosen %s (update_freq = "
+                "%d); it is meant for update_freq = 1.",
+                config.gradient,
+                "once" if periods == {0} else "rarely",
+                max(periods),
+            )
+
+    def __str__(self) -> str:
+        return str(self.plan)
+
+
+def told(plan: Plan, masking: str) -> Plan:
+    """The plan of a model that will be trained, with how zeros are kept: the advice for one shot is not for it."""
+    return attrs.evolve(plan, masking=masking, worth_leaving_dense=())
+
+
+def _by_schedule(weights: Sequence[MaskedWeight], config: PruneConfig) -> dict[Schedule, list[MaskedWeight]]:
+    groups: dict[Schedule, list[MaskedWeight]] = defaultdict(list)
+    for weight in weights:
+        groups[Schedule(config.start_step, weight.decision.update_freq, config.freeze_step)].append(weight)
+    return dict(groups)

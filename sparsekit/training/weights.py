@@ -1,0 +1,176 @@
+"""The masks of trainable variables: how they are chosen, kept and taken off again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from sparsekit.criterion import Criterion
+from sparsekit.errors import ConfigError, GraphError
+from sparsekit.masking import keep_tensor
+from sparsekit.planning import LayerDecision, PlannedLayer
+from sparsekit.plugins import Registry
+from sparsekit.training.reading import Backward, MaskedReading
+from sparsekit.training.tracing import TracedModel
+
+_OWNER = "_sparsekit_layer"
+
+
+class MaskedWeight:
+    """A variable and its mask. What computes here computes where the variable is, in graphs and out of them.
+
+    Args:
+        decision: of the layer.
+        variable: its weight.
+        criterion: chooses the mask.
+        backward: the variable stays dense and is masked where it is read, with this gradient; None: its dropped weights
+            are zero in the variable.
+
+    Attributes:
+        mask: 1 where a weight stays, of the variable's shape and dtype.
+        shadow: the dropped values, 0 elsewhere, to take part when masks are chosen again; None where the mask is chosen
+            once or the variable holds them itself.
+        flips: how often a weight came or went since the mask was first chosen, int64.
+    """
+
+    def __init__(self, decision: LayerDecision, variable: Any, criterion: Criterion, backward: Backward | None) -> None:
+        self.decision = decision
+        self.variable = variable
+        self._criterion = criterion
+        self.mask = tf.Variable(tf.ones_like(variable), trainable=False, name="mask")
+        self.flips = tf.Variable(0, dtype=tf.int64, trainable=False, name="flips")
+        keeps_dropped = backward is None and decision.update_freq > 0
+        self.shadow = tf.Variable(tf.zeros_like(variable), trainable=False, name="shadow") if keeps_dropped else None
+        self._reading = MaskedReading(decision.name, variable, self.mask, backward) if backward else None
+        setattr(variable, _OWNER, decision.name)
+
+    @property
+    def name(self) -> str:
+        """The layer."""
+        return self.decision.name
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold, by name."""
+        state = {"mask": self.mask, "flips": self.flips}
+        return state if self.shadow is None else {**state, "shadow": self.shadow}
+
+    def dense(self) -> contextlib.AbstractContextManager[None]:
+        """While this lasts, readers of the variable see all that it holds."""
+        return contextlib.nullcontext() if self._reading is None else self._reading.dense()
+
+    def choose(self, count: bool = True) -> None:
+        """Choose the mask anew from all values, dropped ones too, and let it hold.
+
+        Args:
+            count: what comes or goes flips.
+        """
+        axis, pattern = self.decision.axis, self.decision.pattern
+        assert axis is not None and pattern is not None
+        # All reads before all assignments.
+        weight = self._value()
+        full = weight if self.shadow is None else weight + self.shadow
+        before = self.mask.read_value()
+        chosen = keep_tensor(self._criterion.score(full, axis), axis, pattern)
+        if count:
+            self.flips.assign_add(tf.math.count_nonzero(tf.not_equal(before != 0, chosen)))
+        self.mask.assign(tf.cast(chosen, before.dtype))
+        if self.shadow is not None:
+            self.shadow.assign(tf.where(chosen, tf.zeros_like(full), full))
+        if self._reading is None:
+            self.variable.assign(tf.where(chosen, full, tf.zeros_like(full)))
+
+    def forget(self) -> None:
+        """Dropped values that are kept apart do not belong to the variable's values any more."""
+        if self.shadow is not None:
+            self.shadow.assign(tf.zeros_like(self.shadow))
+
+    def enforce(self) -> None:
+        """Where zeros live in the variable, write them where the mask drops: +0.0, whatever was there."""
+        if self._reading is None:
+            self._write_zeros()
+
+    def release(self) -> int:
+        """Leave a plain variable with plain zeros behind.
+
+        Returns:
+            How many dropped weights were not zero although nothing should have moved them.
+        """
+        moved = 0 if self._reading else int(tf.math.count_nonzero(self._value() * (1 - self.mask.read_value())))
+        self._write_zeros()
+        if self._reading is not None:
+            self._reading.remove()
+        if hasattr(self.variable, _OWNER):
+            delattr(self.variable, _OWNER)
+        return moved
+
+    def project(self) -> None:
+        """Take what an optimizer made of dropped weights out again."""
+        if self._reading is None:
+            self.variable.assign(self._value() * self.mask.read_value())
+
+    def masked(self, gradient: Any) -> tf.Tensor:
+        """A gradient without what flows to dropped weights."""
+        return tf.convert_to_tensor(gradient) * tf.cast(self.mask.read_value(), gradient.dtype)
+
+    def kept(self) -> tf.Tensor:
+        """The weights as the model computes with them."""
+        return self._value() * self.mask.read_value()
+
+    def density(self) -> tf.Tensor:
+        """The share of weights that are not zero, float64."""
+        weight = self.kept()
+        return tf.math.count_nonzero(weight) / tf.size(weight, tf.int64)
+
+    def retained(self) -> tf.Tensor:
+        """The share of sum |w| that the mask keeps, float64; 1 where dropped values are not known any more."""
+        whole = self._value() if self.shadow is None else self._value() + self.shadow.read_value()
+        return tf.math.divide_no_nan(_magnitude(self.kept()), _magnitude(whole))
+
+    def _value(self) -> tf.Tensor:
+        return self.variable.read_value() if self._reading is None else self._reading.value()
+
+    def _write_zeros(self) -> None:
+        weight = self._value()
+        self.variable.assign(tf.where(self.mask.read_value() != 0, weight, tf.zeros_like(weight)))
+
+
+def masked_weights(
+    traced: TracedModel, layers: Sequence[PlannedLayer], registry: Registry, backward: Backward | None
+) -> list[MaskedWeight]:
+    """The variables of planned layers with their masks, which keep all weights at first.
+
+    Raises:
+        ConfigError: a criterion cannot choose masks while a model trains.
+        GraphError: a variable has a mask already.
+    """
+    variables = [traced.variables[layer.source.leaves[0].name] for layer in layers]
+    for layer, variable in zip(layers, variables, strict=True):
+        _check(layer.decision, variable, registry)
+    return [
+        MaskedWeight(layer.decision, variable, registry.criterion(layer.decision.criterion), backward)
+        for layer, variable in zip(layers, variables, strict=True)
+    ]
+
+
+def _check(decision: LayerDecision, variable: Any, registry: Registry) -> None:
+    if not registry.criterion(decision.criterion).live:
+        raise ConfigError(
+            f"criterion '{decision.criterion}' cannot choose masks while a model trains",
+            where=decision.name,
+            expected="one of " + ", ".join(name for name, entry in registry.criteria.items() if entry.value.live),
+            hint="Export the model and prune the SavedModel with calibration samples.",
+        )
+    if hasattr(variable, _OWNER):
+        raise GraphError(
+            f"its weight was pruned before, as '{getattr(variable, _OWNER)}', and is not finalized",
+            where=decision.name,
+            hint="Call .finalize() of the first result, or keep using that.",
+        )
+
+
+def _magnitude(weight: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(tf.cast(tf.abs(weight), tf.float64))

@@ -1,0 +1,284 @@
+"""From a dense model to a finalized one, whatever was done to it before, and by its own means afterwards."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras_nets import SPECS, X, Y, ZerosStay, compiled, kernels, masks_of, net, pruned_net, train
+
+import sparsekit
+from sparsekit.errors import ConfigError, GraphError
+
+optimizers = keras.optimizers
+L = keras.layers
+
+
+@pytest.mark.parametrize("masking", ["in-place", "project", "forward"])
+@pytest.mark.parametrize("when", ["before compile", "after compile", "after a fit", "compiled again"])
+def test_pruned_at_any_time_the_masks_hold(when: str, masking: str) -> None:
+    model = net()
+    if when != "before compile":
+        compiled(model, optimizers.SGD(0.1, 0.9))
+    if when == "after a fit":
+        train(model, epochs=1)  # momentum of weights that are dropped, and functions that know no masks
+        model.predict(X, verbose=0)
+    dense = kernels(model)
+    result = sparsekit.prune(model, {"masking": masking})
+    if when in ("before compile", "compiled again"):
+        compiled(model, optimizers.SGD(0.1, 0.9))
+    masks = masks_of(result)
+    assert 0.49 < result.sparsity < 0.51
+    by_hand = np.maximum(X @ (dense[0] * masks[0]) + model.layers[0].bias.numpy(), 0)
+    by_hand = np.maximum(by_hand @ (dense[1] * masks[1]) + model.layers[1].bias.numpy(), 0)
+    expected = by_hand @ (dense[2] * masks[2]) + model.layers[2].bias.numpy()
+    np.testing.assert_allclose(model.predict(X, verbose=0), expected, rtol=1e-4, atol=1e-5)
+    history = train(model, result.callback, *([] if masking == "forward" else [ZerosStay(result)]), epochs=2)
+    assert history["sparsity"] == [result.sparsity] * 2
+    assert history["loss"][-1] < history["loss"][0]
+    before = model.predict(X, verbose=0)
+    result.finalize()
+    assert all(np.array_equal(kernel != 0, mask != 0) for kernel, mask in zip(kernels(model), masks, strict=True))
+    np.testing.assert_array_equal(model.predict(X, verbose=0), before)
+
+
+def test_a_second_fit_goes_on_and_one_after_finalize_is_dense() -> None:
+    model, result = pruned_net(optimizers.Adam(0.01), {})
+    for _ in range(2):
+        train(model, result.callback, ZerosStay(result), epochs=1)
+    result.finalize()
+    assert sparsekit.verify(model).ok
+    train(model, epochs=1)
+    assert not sparsekit.verify(model).ok
+
+
+def _described(model: Any) -> Any:
+    return (
+        type(model),
+        [type(layer) for layer in model.layers],
+        [(weight.path, weight.shape, weight.trainable) for weight in model.weights],
+        [variable.path for variable in model.optimizer.variables],
+        type(model.optimizer),
+        model.optimizer.get_config(),
+        model.get_config(),
+        sorted(vars(model)),
+        sorted(vars(model.optimizer)),
+        [sorted(vars(weight.value)) for weight in model.trainable_weights],
+        sorted(model._trackable_children()),
+    )
+
+
+@pytest.mark.parametrize("masking", ["in-place", "project", "forward"])
+def test_finalize_leaves_nothing_behind(masking: str) -> None:
+    model = compiled(net(), optimizers.Adam(0.01))
+    train(model, epochs=1)
+    before = _described(model)
+    result = sparsekit.prune(model, {"masking": masking, "update_freq": 3})
+    train(model, result.callback, epochs=1)
+    assert result.finalize() is model
+    assert _described(model) == before
+    assert result.finalize() is model
+    again = sparsekit.prune(model, {"pattern": "1:4", "masking": masking})
+    train(model, again.callback, epochs=1)
+    again.finalize()
+    assert sparsekit.verify(model, cfg={"pattern": "1:4"}).ok
+
+
+@pytest.mark.parametrize("masking", ["in-place", "project", "forward"])
+def test_saved_and_exported_it_is_sparse_in_every_loader(masking: str, tmp_path: Any) -> None:
+    model, result = pruned_net(optimizers.Adam(0.01), {"masking": masking})
+    train(model, result.callback, epochs=1)
+    result.finalize()
+    expected = model.predict(X, verbose=0)
+
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert type(loaded) is type(model)
+    assert [weight.name for weight in loaded.weights] == [weight.name for weight in model.weights]
+    np.testing.assert_array_equal(loaded.predict(X, verbose=0), expected)
+    assert sparsekit.verify(loaded).ok
+    assert sparsekit.verify(loaded).layers == sparsekit.verify(model).layers
+
+    model.export(tmp_path / "exported", verbose=False)
+    verification = sparsekit.verify(tmp_path / "exported")  # looks at the copies of both loaders
+    assert verification.ok
+    assert len(verification.layers) >= 3
+    loaded = tf.saved_model.load(str(tmp_path / "exported"))
+    np.testing.assert_allclose(loaded.serve(X), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_saved_while_it_trains_it_loads_without_sparsekit(tmp_path: Any) -> None:
+    model, result = pruned_net(optimizers.Adam(0.01), {"masking": "in-place"})
+    train(model, result.callback, epochs=1)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert int(loaded.optimizer.iterations) == 10
+    for found, expected in zip(loaded.variables, model.variables, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    for found, expected in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+class Subclassed(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = L.Dense(16, activation="relu")
+        self._second = L.Dense(3)
+
+    def call(self, inputs: Any, training: bool = False) -> Any:
+        x = self.first(inputs)
+        return self._second(x + tf.reduce_mean(x, axis=0) if training else x)
+
+
+@pytest.mark.parametrize("known", ["called", "trained", "signature"])
+def test_a_subclassed_model(known: str) -> None:
+    model = compiled(Subclassed(), optimizers.Adam(0.01))
+    if known == "called":
+        model(X[:2])
+    if known == "trained":
+        train(model, epochs=1)
+    signature = SPECS if known == "signature" else None
+    result = sparsekit.prune(model, input_signature=signature)
+    assert [weight.variable.shape.as_list() for weight in result.weights] == [[8, 16], [16, 3]]
+    train(model, result.callback, ZerosStay(result), epochs=1)
+    result.finalize()
+    assert sparsekit.verify(model, input_signature=signature).ok
+
+
+def test_a_functional_model_with_several_inputs_in_a_dict() -> None:
+    inputs = {"a": keras.Input((8,), name="a"), "b": keras.Input((8,), name="b")}
+    shared = L.Dense(8, name="shared")
+    outputs = L.Dense(3, name="head")(shared(inputs["a"]) + shared(inputs["b"]))
+    model = compiled(keras.Model(inputs, outputs), optimizers.Adam(0.01))
+    result = sparsekit.prune(model)
+    assert [len(weight.decision.uses) for weight in result.weights] == [2, 1]
+    model.fit({"a": X, "b": X}, Y, verbose=0, callbacks=[result.callback, ZerosStay(result)])
+    assert sparsekit.verify(result.finalize()).ok
+
+
+def test_overrides_and_skips_name_layers_as_the_plan_does(tmp_path: Any) -> None:
+    model = compiled(net())
+    name = sparsekit.plan(model).decisions[0].name
+    config = {"skip_layers": [name], "override": [{"layers": ["*head*"], "pattern": "1:4", "update_freq": 2}]}
+    result = sparsekit.prune(model, config, record=tmp_path / "record.txt")
+    assert [str(weight.decision.pattern) for weight in result.weights] == ["2:4", "1:4"]
+    assert [weight.shadow is None for weight in result.weights] == [True, False]
+    train(model, result.callback, epochs=1)
+    result.finalize()
+    assert kernels(model)[0].all()
+    assert sparsekit.verify(model, cfg=config).ok
+    assert result.weights[1].name in (tmp_path / "record.txt").read_text()
+
+
+# --- what cannot be done ---------------------------------------------------------------------------------
+
+
+def test_a_model_is_pruned_once_at_a_time() -> None:
+    model, result = pruned_net(optimizers.Adam(0.01), {})
+    before = kernels(model)
+    with pytest.raises(GraphError, match=r"was pruned before.*finalize"):
+        sparsekit.prune(model)
+    part = keras.Sequential([keras.Input((8,)), model.layers[0], L.Dense(2)])
+    with pytest.raises(GraphError, match="dense_0"):
+        sparsekit.prune(part)
+    assert all(np.array_equal(a, b) for a, b in zip(kernels(model), before, strict=True))
+    train(model, result.callback, ZerosStay(result), epochs=1)
+
+
+def test_what_is_finalized_keeps_no_masks_and_says_so() -> None:
+    model, result = pruned_net(optimizers.Adam(0.01), {})
+    callback = result.callback
+    result.finalize()
+    for use in (result.step, result.settle, lambda: result.wrap(optimizers.SGD()), lambda: train(model, callback)):
+        with pytest.raises(GraphError, match=r"is finalized.*prune again"):
+            use()
+
+
+def test_an_optimizer_serves_one_model() -> None:
+    model, result = pruned_net(optimizers.Adam(0.01), {})
+    other = sparsekit.prune(net(), {})
+    with pytest.raises(ConfigError, match="wrapped already, for another model"):
+        other.wrap(model.optimizer)
+    assert result.wrap(model.optimizer) is model.optimizer
+    with pytest.raises(ConfigError, match=r"got SGD.*\.step\(\)"):
+        result.wrap(_Other())
+
+
+class _Other:
+    """An optimizer of somebody else."""
+
+
+_Other.__name__ = "SGD"
+
+
+def test_a_fit_that_knew_no_masks_is_set_right_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    model = net()
+    result = sparsekit.prune(model)
+    compiled(model, optimizers.Adam(0.01))
+    train(model, epochs=1)  # without the callback
+    with caplog.at_level(logging.WARNING):
+        result.finalize()
+    assert "dropped weights were not zero any more" in caplog.text
+    assert "without the callback" in caplog.text
+    assert sparsekit.verify(model).ok
+
+
+def test_nothing_to_prune_is_said_and_does_no_harm(caplog: pytest.LogCaptureFixture) -> None:
+    model = compiled(net(), optimizers.Adam(0.01))
+    result = sparsekit.prune(model, {"prune": False})
+    assert "No layer was changed" in caplog.text
+    assert "sparsity" not in train(model, result.callback, epochs=1)
+    assert (result.sparsity, result.finalize()) == (0.0, model)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"gradient": "ste", "masking": "in-place"}, r"masking: in-place with gradient ste.*expected forward"),
+        ({"gradient": "half"}, "masked, ste or sr-ste"),
+        ({"masking": "wrapper"}, "auto, forward, in-place or project"),
+        ({"start_step": 5, "freeze_step": 3}, "never be chosen"),
+        ({"sr_ste_decay": -1.0}, "a number from 0 on"),
+        ({"criterion": "admm"}, "cannot choose masks while a model trains"),
+    ],
+)
+def test_configs_that_cannot_be(config: dict[str, Any], message: str) -> None:
+    model = net()
+    before = kernels(model)
+    with pytest.raises(ConfigError, match=message):
+        sparsekit.prune(model, config)
+    assert all(np.array_equal(a, b) for a, b in zip(kernels(model), before, strict=True))
+
+
+def test_calibration_has_another_way() -> None:
+    with pytest.raises(GraphError, match=r"cannot be calibrated.*model.export"):
+        sparsekit.prune(net(), calibration=X)
+
+
+@pytest.mark.parametrize(
+    "config", [{"masking": "project"}, {"gradient": "ste"}, {"start_step": 3}, {"freeze_step": 9}], ids=str
+)
+def test_a_live_graph_ignores_no_key(config: dict[str, Any]) -> None:
+    with tf.Graph().as_default() as graph:
+        x = tf.compat.v1.placeholder(tf.float32, [None, 8])
+        tf.matmul(x, tf.compat.v1.get_variable("w", [8, 4]))
+        with pytest.raises(ConfigError, match=next(iter(config))):
+            sparsekit.prune(graph, config)
+        assert len(sparsekit.prune(graph, {"masking": "forward"}).plan.pruned) == 1
+
+
+def test_another_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(GraphError, match=r"backend jax; expected tensorflow"):
+        sparsekit.prune(net())
+
+
+def test_a_model_that_does_not_know_its_inputs_says_what_to_pass() -> None:
+    with pytest.raises(GraphError, match=r"is not built yet.*input_signature"):
+        sparsekit.prune(Subclassed())
+    with pytest.raises(GraphError, match=r"cannot be called on .*input_signature"):
+        sparsekit.prune(net(), input_signature=[tf.TensorSpec([None, 5])])

@@ -1,0 +1,174 @@
+"""Whatever keeps the masks, the weights are those of a network whose own layers multiply by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras_nets import (
+    Optimizer,
+    ZerosStay,
+    compiled,
+    kernels,
+    masks_of,
+    net,
+    pruned_net,
+    train,
+    trained_by_hand,
+)
+
+import sparsekit
+
+optimizers = keras.optimizers
+MASKINGS = ("in-place", "project", "forward")
+ELEMENTWISE: dict[str, Optimizer] = {
+    "sgd": lambda: optimizers.SGD(0.1),
+    "momentum": lambda: optimizers.SGD(0.1, 0.9),
+    "nesterov": lambda: optimizers.SGD(0.1, 0.9, nesterov=True),
+    "rmsprop": lambda: optimizers.RMSprop(0.01, momentum=0.5, centered=True),
+    "adam": lambda: optimizers.Adam(0.01, amsgrad=True),
+    "adamw": lambda: optimizers.AdamW(0.01, weight_decay=0.1),
+    "weight decay": lambda: optimizers.SGD(0.1, 0.9, weight_decay=0.01),
+    "accumulation": lambda: optimizers.Adam(0.01, gradient_accumulation_steps=3),
+    "moving average": lambda: optimizers.Adam(0.01, use_ema=True),
+}
+MORE: dict[str, Optimizer] = {
+    "lion": lambda: optimizers.Lion(1e-3),
+    "nadam": lambda: optimizers.Nadam(0.01),
+    "adamax": lambda: optimizers.Adamax(0.01),
+    "adagrad": lambda: optimizers.Adagrad(0.1),
+    "adadelta": lambda: optimizers.Adadelta(1.0),
+    "ftrl": lambda: optimizers.Ftrl(0.1),
+    "clipped values": lambda: optimizers.SGD(0.1, clipvalue=0.01),
+}
+CLIPPED: dict[str, Optimizer] = {
+    "global norm": lambda: optimizers.Adam(0.01, global_clipnorm=0.05),
+    "norm": lambda: optimizers.SGD(0.1, 0.9, clipnorm=0.05),
+    "accumulation and norm": lambda: optimizers.SGD(0.1, global_clipnorm=0.05, gradient_accumulation_steps=2),
+}
+
+
+def _trained(optimizer: Any, config: dict[str, Any], **options: Any) -> tuple[list[Any], list[Any], Any]:
+    """Masks, finalized weights, and the plan."""
+    model, result = pruned_net(optimizer, config, **options)
+    watch = [] if config["masking"] == "forward" else [ZerosStay(result)]
+    train(model, result.callback, *watch)
+    masks, plan = masks_of(result), result.plan
+    result.finalize()
+    assert sparsekit.verify(model).ok
+    for kernel, mask in zip(kernels(model), masks, strict=True):
+        assert not kernel[mask == 0].any()
+        assert not np.signbit(kernel[mask == 0]).any()
+    return masks, [*kernels(model), *(layer.bias.numpy() for layer in model.layers)], plan
+
+
+def _equal(found: list[Any], expected: list[Any]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        *(pytest.param(optimizer, id=name) for name, optimizer in ELEMENTWISE.items()),
+        *(pytest.param(optimizer, id=name, marks=pytest.mark.slow) for name, optimizer in MORE.items()),
+    ],
+)
+def test_fifty_steps_leave_the_very_weights(optimizer: Optimizer) -> None:
+    expected = None
+    for masking in MASKINGS:
+        masks, weights, _ = _trained(optimizer(), {"masking": masking})
+        expected = expected or trained_by_hand(optimizer(), masks)
+        assert _equal(weights, expected), masking
+
+
+@pytest.mark.parametrize("optimizer", CLIPPED.values(), ids=CLIPPED)
+def test_clipping_by_norm_sees_no_dropped_gradients(optimizer: Optimizer) -> None:
+    for masking in ("in-place", "forward"):
+        masks, weights, _ = _trained(optimizer(), {"masking": masking})
+        assert _equal(weights, trained_by_hand(optimizer(), masks)), masking
+    _trained(optimizer(), {"masking": "project"})  # zeros stay, though the weights are others
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
+@pytest.mark.parametrize("options", [{"jit_compile": True}, {"steps_per_execution": 5}], ids=["xla", "several steps"])
+def test_however_the_steps_run(masking: str, options: dict[str, Any]) -> None:
+    masks, weights, _ = _trained(optimizers.Adam(0.01), {"masking": masking}, **options)
+    expected = trained_by_hand(optimizers.Adam(0.01), masks, **options)
+    for found, wanted in zip(weights, expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture(params=["mixed_bfloat16", "mixed_float16"])
+def policy(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(request.param)
+    yield request.param
+    keras.config.set_dtype_policy(before)
+
+
+def test_mixed_precision_leaves_the_same_weights_whatever_keeps_the_masks(policy: str) -> None:
+    found = []
+    for masking in MASKINGS:
+        model, result = pruned_net(optimizers.SGD(0.1, 0.9), {"masking": masking})
+        assert (type(model.optimizer).__name__ == "LossScaleOptimizer") == (policy == "mixed_float16")
+        assert {weight.variable.dtype.name for weight in result.weights} == {"float32"}
+        losses = train(model, result.callback)["loss"]
+        assert losses[-1] < losses[0]
+        found.append([*kernels(result.finalize()), *(layer.bias.numpy() for layer in model.layers)])
+        assert sparsekit.verify(model).ok
+    assert _equal(found[1], found[0])
+    assert _equal(found[2], found[0])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "chosen"),
+    [
+        (lambda: optimizers.SGD(0.1), {}, "in-place (SGD updates every weight by itself)"),
+        (lambda: optimizers.SGD(0.1), {"jit_compile": True}, "project (the model is compiled by XLA"),
+        (lambda: optimizers.Adafactor(0.01), {}, "project (Adafactor is not known to update every weight by itself)"),
+        (lambda: optimizers.Lamb(0.01), {}, "project (Lamb is not known"),
+        (
+            lambda: optimizers.Adam(0.01, use_ema=True, ema_overwrite_frequency=4),
+            {},
+            "project (Adam overwrites weights with their moving averages)",
+        ),
+        pytest.param(
+            lambda: optimizers.Muon(0.01),
+            {},
+            "project (Muon is not known",
+            marks=pytest.mark.skipif(not hasattr(optimizers, "Muon"), reason="this Keras has no Muon"),
+        ),
+    ],
+    ids=["sgd", "xla", "adafactor", "lamb", "overwriting averages", "muon"],
+)
+def test_the_plan_says_what_was_chosen_and_it_holds(optimizer: Optimizer, options: Any, chosen: str) -> None:
+    assert chosen in str(sparsekit.plan(compiled(net(), optimizer(), **options)))
+    _, _, plan = _trained(optimizer(), {"masking": "auto"}, **options)
+    assert f"Masking: {chosen}" in plan.masking
+    assert plan.masking in str(plan)
+
+
+def test_before_there_is_an_optimizer_the_plan_says_what_step_does() -> None:
+    assert "Masking: project (after every step of any optimizer)" in str(sparsekit.plan(net()))
+    assert "Masking: forward (as configured)" in str(sparsekit.plan(net(), {"masking": "forward"}))
+
+
+@pytest.mark.parametrize("masking", ["in-place", "forward"])
+def test_averages_that_began_before_the_masks_are_masked_too(masking: str) -> None:
+    model = compiled(net(), optimizers.Adam(0.01, use_ema=True))
+    train(model, epochs=1)  # all weights are in the averages now
+    result = sparsekit.prune(model, {"masking": masking})
+    train(model, result.callback, epochs=1)
+    if masking == "in-place":
+        assert not any(kernel[mask == 0].any() for kernel, mask in zip(kernels(model), masks_of(result), strict=True))
+    assert sparsekit.verify(result.finalize()).ok
+
+
+def test_an_optimizer_that_in_place_cannot_serve_is_warned_of_and_set_right(caplog: pytest.LogCaptureFixture) -> None:
+    model, result = pruned_net(optimizers.Lamb(0.01), {"masking": "in-place"})
+    assert "Lamb is not known to update every weight by itself" in caplog.text
+    train(model, result.callback, epochs=1)
+    assert sparsekit.verify(result.finalize()).ok
