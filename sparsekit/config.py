@@ -217,7 +217,7 @@ class PruneConfig:
             deviation of every output are restored; cheap), ``batch-norm`` (the statistics of batch normalizations are
             measured anew in the pruned network).
         guard: with calibration: keep a repair only where it does better than the mask alone on samples that it was not
-            fitted to. About twice the time.
+            fitted to. That takes two more fits, each to half of the samples.
         keep_dense: with calibration of a model at rest: the share of the multiply-adds of all layers to be pruned that
             may stay dense, spent where pruning costs most at the model's outputs; 0 leaves none, None, the default,
             is 0.01. Without calibration nothing tells these layers, and none stays; nor does one of a live graph,
