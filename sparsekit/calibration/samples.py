@@ -28,6 +28,8 @@ _FORMS = (
 )
 _BATCH_SIZE = 32
 _FIRST_AXIS = "The first axis of every array holds the samples."
+# What numpy.savez calls an array that it was given without a name.
+_UNNAMED = "arr_0"
 # What an input of a kind of dtype takes: with bool, integers and floats numpy's letters, "V" bfloat16 and the like.
 _TAKES = {"b": "b", "i": "biu", "u": "biu", "f": "biufV", "V": "biufV", "c": "biufcV", "O": "SUO"}
 
@@ -83,8 +85,8 @@ class Samples:
               temporary file. Arrays in a list or tuple are not copied: do not change them.
             - a ``tf.data.Dataset`` of such batches, finite; read once too, since it may shuffle.
             - a dict of input name to array (for one input also an array) with all the samples, or the path of an .npz
-              file with such arrays, which is read whole, or a pattern or list of several. They are cut into batches,
-              every file apart.
+              file with such arrays (for one input also a single one without a name), which is read whole, or a pattern
+              or list of several. They are cut into batches, every file apart.
         inputs: the model's, in the order that tuples have.
         batch_size: how many samples a batch has where arrays are cut; the last one may have fewer. An input whose first
             axis has a fixed length must be given that length.
@@ -287,6 +289,8 @@ def _checked(batch: Any, inputs: Sequence[ModelInput], where: str) -> tuple[dict
 def _by_input(batch: Any, inputs: Sequence[ModelInput], where: str) -> list[tuple[ModelInput, Any]]:
     """Every array of a batch with the input that it is for."""
     required = [known for known in inputs if known.required]
+    if isinstance(batch, Mapping) and set(batch) == {_UNNAMED} and all(known.name != _UNNAMED for known in inputs):
+        batch = batch[_UNNAMED]
     if not isinstance(batch, Mapping):
         several = isinstance(batch, tuple) or (isinstance(batch, list) and len(required) > 1)
         values = list(batch) if several else [batch]

@@ -98,6 +98,19 @@ def test_a_file_of_arrays(tmp_path: Path) -> None:
         assert np.array_equal(np.concatenate([batch.feeds["scope/ids"] for batch in samples]), _ids(7))
 
 
+def test_an_array_without_a_name_in_a_file_is_for_the_one_input(tmp_path: Path) -> None:
+    path = tmp_path / "samples.npz"
+    np.savez(path, _x(3))
+    for inputs in ([X], [X, SWITCH]):
+        assert _same(_feeds(Samples(path, inputs)), [{"x": _x(3)}])
+    assert _same(_feeds(Samples(path, [attrs.evolve(X, name="arr_0")])), [{"arr_0": _x(3)}])
+    with pytest.raises(CalibrationError, match="holds 1 array; expected one for each of 2 inputs"):
+        Samples(path, [X, IDS])
+    np.savez(path, _x(7), _ids(7))  # which is which would be a guess
+    with pytest.raises(CalibrationError, match="'arr_0', which is no input"):
+        Samples(path, [X, IDS])
+
+
 def test_a_dataset_that_shuffles_is_read_once() -> None:
     dataset = tf.data.Dataset.from_tensor_slices(_x(64)).shuffle(64).batch(8)
     samples = Samples(dataset, [X])
