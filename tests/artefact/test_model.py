@@ -130,7 +130,7 @@ def test_einsum_conv3d_depthwise_and_fused_ops_are_known():
         "depthwise": ("no-input-channels", 2),
         "second": ("eligible", 0),
         "first": ("eligible", 1),
-        "two": ("einsum-contraction", plan["two"].axis),
+        "two": ("layout-splits-groups", plan["two"].axis),
     }
 
 
