@@ -220,13 +220,13 @@ class MaskedModel:
         for schedule, weights in self._groups.items():
             if schedule.needs_steps:
                 choose = functools.partial(self._choose_and_clear, weights, optimizer)
-                tf.cond(schedule.due(step), choose, lambda: tf.constant(False))
+                tf.while_loop(lambda due: due, choose, [schedule.due(step)])
 
-    def _choose_and_clear(self, weights: Sequence[MaskedWeight], optimizer: int | None) -> tf.Tensor:
+    def _choose_and_clear(self, weights: Sequence[MaskedWeight], optimizer: int | None, due: tf.Tensor) -> tf.Tensor:
         self._choose(weights, count=True)
         if optimizer is not None:
             self._clear(self._wrapped[optimizer])
-        return tf.constant(True)
+        return tf.zeros_like(due)
 
     def _clear(self, wrapped: WrappedOptimizer) -> None:
         # Straight through, momentum is what trains dropped weights.
