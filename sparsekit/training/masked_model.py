@@ -220,6 +220,8 @@ class MaskedModel:
         for schedule, weights in self._groups.items():
             if schedule.needs_steps:
                 choose = functools.partial(self._choose_and_clear, weights, optimizer)
+                # A loop of one turn or none: XLA's conditional copies all that it may write in every step, and costs
+                # as much as the step itself; its loop writes in place.
                 tf.while_loop(lambda due: due, choose, [schedule.due(step)])
 
     def _choose_and_clear(self, weights: Sequence[MaskedWeight], optimizer: int | None, due: tf.Tensor) -> tf.Tensor:

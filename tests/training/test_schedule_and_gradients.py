@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import keras
@@ -63,6 +64,52 @@ def test_masks_change_when_the_config_says_and_no_dropped_weight_moves(masking: 
     assert {3, 7} <= set(flips.steps)
     assert sum(int(weight.flips) for weight in result.weights) == flips.flips
     assert sparsekit.verify(result.finalize()).ok
+
+
+@pytest.mark.parametrize(
+    ("masking", "options"), [("in-place", {}), ("project", {"steps_per_execution": 5}), ("forward", {})]
+)
+def test_xla_changes_nothing_about_masks_that_change(masking: str, options: dict[str, Any]) -> None:
+    config = {"masking": masking, "update_freq": 4, "start_step": 3, "freeze_step": 16}
+    ends = []
+    for jit in (False, True):
+        optimizer = optimizers.SGD(0.3, 0.9, gradient_accumulation_steps=2)
+        model, result = pruned_net(optimizer, config, jit_compile=jit, **options)
+        flips = Flips(result)
+        train(model, result.callback, flips, epochs=2)
+        slots = [slot.numpy() for slot in optimizer.momentums]
+        ends.append((flips.steps, [int(weight.flips) for weight in result.weights], masks_of(result), slots))
+        ends[-1] += ([variable.numpy() for variable in result.finalize().trainable_variables],)
+    (steps, flips, masks, *state), (xla_steps, xla_flips, xla_masks, *xla_state) = ends
+    assert xla_steps == steps == ([1, 2, 3] if options else [3, 7, 11, 15])  # counted in calls of the train function
+    assert xla_flips == flips
+    for found, expected in zip(xla_masks, masks, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    for found, expected in zip(sum(xla_state, []), sum(state, []), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_where_masks_are_not_due_xla_copies_no_more_than_for_a_dense_model() -> None:
+    def copies(config: dict[str, Any] | None) -> int:
+        model, optimizer = net(), optimizers.SGD(0.1, 0.9)
+        optimizer.build(model.trainable_variables)
+        if config is not None:
+            sparsekit.prune(model, config).wrap(optimizer)
+
+        @tf.function(jit_compile=True)
+        def step() -> None:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(model(X, training=True) ** 2)
+            variables = model.trainable_variables
+            optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+
+        step()
+        compiled = step.experimental_get_compiler_ir()(stage="optimized_hlo")
+        computations = re.split(r"\n\n", compiled)
+        always = [lines for lines in computations if not re.match(r"%?\S*while", lines)]
+        return len(re.findall(r"f32\[\d+,\d+\]\S* copy\(", "\n".join(always)))
+
+    assert copies({"masking": "in-place", "update_freq": 4}) <= copies(None)
 
 
 def test_layers_keep_their_own_period() -> None:
