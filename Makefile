@@ -37,6 +37,7 @@ bench: $(BENCH)/installed
 	$(BENCH)/bin/python tests/benchmarks/bench_insertion.py
 	$(BENCH)/bin/python tests/benchmarks/bench_artefact.py
 	$(BENCH)/bin/python tests/benchmarks/bench_training.py
+	$(BENCH)/bin/python tests/benchmarks/bench_keras.py
 	$(BENCH)/bin/python tests/benchmarks/bench_solver.py
 
 bench-accuracy: $(BENCH)/installed

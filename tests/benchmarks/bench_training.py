@@ -7,67 +7,44 @@ Run: python tests/benchmarks/bench_training.py [--instances N]
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
+from bench_keras import BATCH, WIDTH, tfmot_variants
+from instances import Instances, Variant, in_turns, one_thread, run_instances, timed
+
 ROUNDS, STEPS = 15, 20
-WIDTH, BATCH = 1024, 64
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--instances", type=int, default=3)
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.worker:
-        print(json.dumps(measure()))
-        return
-    environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, __file__, "--worker"]
-    runs = []
-    for _ in range(arguments.instances):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(done.stderr)
-        runs.append(json.loads(done.stdout.splitlines()[-1]))
-    report(runs)
+    instances = run_instances(measure, __doc__)
+    if instances is not None:
+        report(instances)
 
 
-def report(runs: list[dict[str, float]]) -> None:
+def report(instances: Instances) -> None:
     from sparsekit.table import text_table
 
-    def median(name: str) -> float:
-        return statistics.median(run[name] for run in runs)
-
-    def cost(name: str, base: str) -> str:
-        percents = [100 * (run[name] / run[base] - 1) for run in runs]
-        return f"{statistics.median(percents):+.1f} % ({min(percents):+.1f}..{max(percents):+.1f})"
-
+    median, cost = instances.median, instances.cost
     rows = [
         ("MLP 3x1024, dense step, ms", f"{1e3 * median('mlp dense'):.2f}", ""),
         ("MLP, static masks", cost("mlp masked", "mlp dense"), ""),
         ("MLP, a multiply and a masked gradient written by hand", cost("mlp by hand", "mlp dense"), ""),
         ("not due: static masks against written by hand", cost("mlp masked", "mlp by hand"), "about 0"),
     ]
-    if "keras dense" in runs[0]:
-        ratios = [(run["mlp masked"] - run["mlp dense"]) / (run["keras tfmot"] - run["keras dense"]) for run in runs]
+    if instances.has("tfmot"):
         rows += [
-            ("MLP, tfmot m_by_n on its Keras 2 twin", cost("keras tfmot", "keras dense"), ""),
+            ("MLP, tfmot m_by_n on its Keras 2 twin", cost("tfmot", "tfmot dense"), ""),
             (
                 "static masks, added time against tfmot's",
-                f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}..{max(ratios):.2f})",
+                instances.ratio(
+                    lambda run: (run["mlp masked"] - run["mlp dense"]) / (run["tfmot"] - run["tfmot dense"])
+                ),
                 "<= 1.5x",
             ),
             (
                 "choosing all masks, tfmot's time against ours",
-                f"{statistics.median(run['tfmot choose'] / run['choose'] for run in runs):.0f}x",
+                instances.ratio(lambda run: run["tfmot choose"] / run["choose"]),
                 ">= 10x",
             ),
         ]
@@ -76,24 +53,21 @@ def report(runs: list[dict[str, float]]) -> None:
     rows += [
         (
             "choosing all masks, in dense steps",
-            f"{statistics.median(run['choose'] / run['mlp dense'] for run in runs):.2f}",
-            "<= 1",
+            instances.ratio(lambda run: run["choose"] / run["mlp dense"]),
+            "<= 1x",
         ),
         ("MLP, masks chosen at every batch", cost("mlp every batch", "mlp dense"), "<= +100 % over static"),
         ("conv net, dense step, ms", f"{1e3 * median('conv dense'):.2f}", ""),
         ("conv net, static masks", cost("conv masked", "conv dense"), "<= +3 %"),
     ]
-    header = (f"training, CPU time, one thread, median of n={len(runs)} instances (range)", "measured", "limit")
-    print(text_table(header, rows), end="")
+    title = f"training, CPU time, one thread, median of n={len(instances.runs)} instances (range)"
+    print(text_table((title, "measured", "limit"), rows), end="")
 
 
 def measure() -> dict[str, float]:
     """Seconds of CPU a step, for every variant."""
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    variants: dict[str, Callable[[int], Any]] = {
+    one_thread()
+    variants = {
         "mlp dense": session_steps(mlp, None),
         "mlp masked": session_steps(mlp, {}),
         "mlp by hand": session_steps(mlp, None, by_hand=True),
@@ -102,16 +76,9 @@ def measure() -> dict[str, float]:
         "conv masked": session_steps(conv_net, {}),
         "choose": choosing(),
         **tfmot_variants(),
+        **tfmot_choosing(),
     }
-    for run in variants.values():
-        run(3)
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(ROUNDS):
-        for name, run in variants.items():
-            start = time.process_time()
-            run(STEPS)
-            seconds[name].append((time.process_time() - start) / STEPS)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return in_turns(variants, ROUNDS, STEPS)
 
 
 def mlp(x: Any, weight: Callable[[Any], Any]) -> Any:
@@ -132,9 +99,7 @@ def conv_net(x: Any, weight: Callable[[Any], Any]) -> Any:
     return tf.reduce_mean(tf.square(x))
 
 
-def session_steps(
-    network: Callable[..., Any], config: dict[str, Any] | None, by_hand: bool = False
-) -> Callable[[int], None]:
+def session_steps(network: Callable[..., Any], config: dict[str, Any] | None, by_hand: bool = False) -> Variant:
     """Training steps of a TF1 graph, dense (config None), masked by sparsekit or by hand."""
     import numpy as np
     import tensorflow as tf
@@ -151,13 +116,7 @@ def session_steps(
         train_op = tf1.train.GradientDescentOptimizer(1e-3).minimize(loss)
         session = tf1.Session(config=_one_thread())
         session.run(tf1.global_variables_initializer())
-    step = session.make_callable(train_op)
-
-    def run(steps: int) -> None:
-        for _ in range(steps):
-            step()
-
-    return run
+    return timed(session.make_callable(train_op))
 
 
 def _masked_by_hand(variable: Any) -> Any:
@@ -169,7 +128,7 @@ def _masked_by_hand(variable: Any) -> Any:
     return variable * mask
 
 
-def choosing() -> Callable[[int], None]:
+def choosing() -> Variant:
     """Choosing the masks of the three layers of the MLP, as it is done inside the graph."""
     import tensorflow as tf
 
@@ -179,7 +138,7 @@ def choosing() -> Callable[[int], None]:
     return _kernel(lambda weight: tf.cast(keep_tensor(weight, 0, Pattern(2, 4)), tf.float32))
 
 
-def _kernel(choose: Callable[[Any], Any]) -> Callable[[int], None]:
+def _kernel(choose: Callable[[Any], Any]) -> Variant:
     import tensorflow as tf
 
     tf1 = tf.compat.v1
@@ -189,52 +148,22 @@ def _kernel(choose: Callable[[Any], Any]) -> Callable[[int], None]:
         op = tf.add_n([tf.reduce_max(choose(tf.identity(weight))) for weight in weights])
         session = tf1.Session(config=_one_thread())
         session.run(tf1.global_variables_initializer())
-    step = session.make_callable(op)
-
-    def run(steps: int) -> None:
-        for _ in range(steps):
-            step()
-
-    return run
+    return timed(session.make_callable(op))
 
 
-def tfmot_variants() -> dict[str, Callable[[int], None]]:
-    """tfmot's own way, on Keras 2, which is all it supports; nothing where it is not installed."""
+def tfmot_choosing() -> dict[str, Variant]:
+    """The same by tfmot's own kernel; nothing where it is not installed."""
     try:
-        import tensorflow_model_optimization as tfmot
         from tensorflow_model_optimization.python.core.sparsity.keras import pruning_utils
     except ImportError:
         return {}
-    import numpy as np
-    import tensorflow as tf
-    import tf_keras as keras
-
-    data = np.random.RandomState(0).randn(BATCH, WIDTH).astype(np.float32)
-
-    def steps_of(wrap: Callable[[Any], Any], callbacks: list[Any]) -> Callable[[int], None]:
-        layers = [keras.layers.Dense(WIDTH, activation="relu", use_bias=False) for _ in range(3)]
-        model = wrap(keras.Sequential([keras.Input([WIDTH]), *layers]))
-        model.compile(keras.optimizers.SGD(1e-3), "mse")
-        batch = tf.data.Dataset.from_tensors((data, np.zeros_like(data))).cache().repeat()
-
-        def run(steps: int) -> None:
-            model.fit(batch, steps_per_epoch=steps, epochs=1, verbose=0, callbacks=callbacks)
-
-        return run
-
-    def prune(model: Any) -> Any:
-        return tfmot.sparsity.keras.prune_low_magnitude(model, sparsity_m_by_n=(2, 4))
 
     def tfmot_mask(weight: Any) -> Any:
         flat = pruning_utils.weights_rearrange(weight)
         mask = pruning_utils.generate_m_by_n_mask(flat, (2, 4))
         return pruning_utils.m_by_n_sparsity_mask_prepare(mask, weight.shape)
 
-    return {
-        "keras dense": steps_of(lambda model: model, []),
-        "keras tfmot": steps_of(prune, [tfmot.sparsity.keras.UpdatePruningStep()]),
-        "tfmot choose": _kernel(tfmot_mask),
-    }
+    return {"tfmot choose": _kernel(tfmot_mask)}
 
 
 def _one_thread() -> Any:

@@ -77,15 +77,16 @@ def test_xla_changes_nothing_about_masks_that_change(masking: str, options: dict
         model, result = pruned_net(optimizer, config, jit_compile=jit, **options)
         flips = Flips(result)
         train(model, result.callback, flips, epochs=2)
-        slots = [slot.numpy() for slot in optimizer.momentums]
-        ends.append((flips.steps, [int(weight.flips) for weight in result.weights], masks_of(result), slots))
-        ends[-1] += ([variable.numpy() for variable in result.finalize().trainable_variables],)
-    (steps, flips, masks, *state), (xla_steps, xla_flips, xla_masks, *xla_state) = ends
-    assert xla_steps == steps == ([1, 2, 3] if options else [3, 7, 11, 15])  # counted in calls of the train function
-    assert xla_flips == flips
+        masks = masks_of(result)
+        state = [*optimizer.momentums, *result.finalize().trainable_variables]
+        ends.append((flips, masks, [variable.numpy() for variable in state]))
+    (flips, masks, state), (xla_flips, xla_masks, xla_state) = ends
+    # Looked at after every call of the train function.
+    assert xla_flips.steps == flips.steps == ([1, 2, 3] if options else [3, 7, 11, 15])
+    assert xla_flips.flips == flips.flips
     for found, expected in zip(xla_masks, masks, strict=True):
         np.testing.assert_array_equal(found, expected)
-    for found, expected in zip(sum(xla_state, []), sum(state, []), strict=True):
+    for found, expected in zip(xla_state, state, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
