@@ -329,6 +329,17 @@ def test_an_added_bias_is_the_shift_of_the_mean_and_nothing_else() -> None:
     assert len(difference.values) == 1  # the weight
 
 
+def test_a_grouped_convolution_with_an_added_bias_runs_where_tensorflow_fuses_what_it_can() -> None:
+    with tf.Graph().as_default() as graph:
+        x = v1.placeholder(tf.float32, [None, 6, 6, 8], name="x")
+        h = tf.nn.conv2d(x, constant(3, 3, 4, 8), 1, "SAME", name="grouped")
+        tf.nn.relu(h, name="out")
+    result = prune(graph.as_graph_def(), calibration=images())
+    assert result.accounts[0].bias_added
+    (found,), (wanted,) = (fetched(g, ["out"], images(seed=3)) for g in (result.graph_def, graph.as_graph_def()))
+    assert np.square(found - wanted).sum() < 0.1 * np.square(wanted).sum()
+
+
 def test_an_added_bias_is_found_when_it_is_pruned_again() -> None:
     first = prune(bare_net(), calibration=images())
     second = prune(first.graph_def, {"pattern": "1:4"}, calibration=images())
