@@ -527,6 +527,40 @@ def test_errors_are_those_of_samples_that_were_not_seen(cfg: dict[str, Any]) -> 
         assert fitted < 0.8 * real
 
 
+@pytest.mark.parametrize("order", ["sequential", "one-pass"])
+@pytest.mark.parametrize("repair", [[], ["least-squares"], ["scale-shift"]], ids=str)
+@pytest.mark.parametrize("criterion", ["magnitude", "wanda", "admm"])
+def test_errors_are_shares_of_all_energy_and_count_the_mean_that_no_bias_takes(
+    criterion: str, repair: list[str], order: str
+) -> None:
+    dense, x = dense_layer(32, 24), normal(600, 32, seed=1) @ normal(32, 32, seed=2) / 6 + 1
+    lost = {}
+    for kind, how in {"magnitude": [], "mask": [], "after": repair}.items():
+        cfg = {"criterion": "magnitude" if kind == "magnitude" else criterion, "repair": how, "order": order}
+        result = prune(dense, cfg, calibration=x)
+        (account,) = result.accounts
+        name = "fc/sparsekit/bias" if account.bias_added else "fc"
+        (before,), (after,) = fetched(dense, ["fc"], x), fetched(result.graph_def, [name], x)
+        lost[kind] = np.square(after - before).sum() / np.square(before).sum()
+    assert account.error_after == pytest.approx(lost["after"], rel=0.15)  # held back samples lose a little more
+    if account.error_before is not None:
+        assert account.error_before == pytest.approx(lost["magnitude"], rel=0.01)
+    if criterion != "admm":
+        assert account.error_mask == pytest.approx(lost["mask"], rel=0.01)
+
+
+@pytest.mark.parametrize("x", [np.ones((40, 32), "f"), normal(1, 32)], ids=["constant", "one sample"])
+@pytest.mark.parametrize("criterion", ["magnitude", "admm"])
+def test_where_nothing_can_be_learned_the_account_says_what_magnitude_loses(x: np.ndarray, criterion: str) -> None:
+    dense = dense_layer(32, 24)
+    result = prune(dense, {"criterion": criterion}, calibration=x)
+    (before,), (after,) = fetched(dense, ["fc"], x), fetched(result.graph_def, ["fc"], x)
+    lost = np.square(after - before).sum() / np.square(before).sum()
+    (account,) = result.accounts
+    assert lost > 0.01 and not account.shifted
+    assert [account.error_before, account.error_mask, account.error_after] == pytest.approx([lost] * 3, rel=1e-3)
+
+
 def test_layers_that_got_worse_are_named_with_the_way_to_leave_them_out() -> None:
     account = LayerAccount("body/fc", "admm", error_before=0.2, error_mask=0.1, error_after=0.15)
     result = PruneResult(sparsekit.plan(bare_net()), model=object(), accounts=(account,))  # type: ignore[arg-type]
