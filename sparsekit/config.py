@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import attrs
 
-from sparsekit.errors import ConfigError, near_matches
+from sparsekit.errors import ConfigError, SaveError, near_matches
 from sparsekit.pattern import PATTERN_2_4, Pattern
 
 UINT32_MAX = 2**32 - 1
@@ -328,15 +328,20 @@ class PruneConfig:
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as a TOML file, whole or not at all: what ``load_config`` reads back is equal.
 
+        Args:
+            path: ends in ``.toml``, as any other name is read as AMCT's text format.
+
         Returns:
             Where it lies.
 
         Raises:
-            SaveError: it cannot be written there.
+            SaveError: it cannot be written there, or has another name.
         """
         from sparsekit.config_writing import to_toml
         from sparsekit.writing import write_whole
 
+        if Path(path).suffix.lower() != ".toml":
+            raise SaveError("a config in TOML would be read as AMCT's text format", where=str(path), expected="*.toml")
         return write_whole(path, to_toml(self).encode())
 
     def settings_for(self, name: str, op_type: str) -> tuple[LayerSettings, SkippedBy | None]:

@@ -13,6 +13,8 @@ from sparsekit.reconstruction import LayerProblem, Solution, Statistics, refit
 from sparsekit.reconstruction.damping import Scorer, goal_of, ridge, some_columns
 
 Array: TypeAlias = npt.NDArray[Any]
+# A mask, the weights that were fitted to it, and whether they were: then a bias takes the shift of the mean.
+_Fit: TypeAlias = tuple[Array, Array, bool]
 
 _ITERATIONS, _TOLERANCE = 25, 1e-4
 
@@ -51,11 +53,11 @@ def solved_anew(
         solve: a criterion and repairs.
     """
 
-    def fit(half: LayerProblem) -> tuple[Array, Array]:
+    def fit(half: LayerProblem) -> _Fit:
         # A half of the samples wants twice the damping, see `choose_damping`.
         damping = 2 * solution.damping if solution.damping else None
         found = solve(attrs.evolve(half, damping=damping, effort="fast"))
-        return found.mask, found.weight
+        return found.mask, found.weight, found.damping > 0
 
     return _both_ways(problem, fit)
 
@@ -68,21 +70,21 @@ def refitted_anew(problem: LayerProblem, solution: Solution) -> HeldBack | None:
     columns = some_columns(problem)
     mask, weight = solution.mask[:, columns], solution.weight[:, columns]
 
-    def fit(half: LayerProblem) -> tuple[Array, Array]:
+    def fit(half: LayerProblem) -> _Fit:
         if not solution.damping:
-            return mask, weight
+            return mask, weight, False
         gram = half.gram()
         system = gram.copy()
         np.fill_diagonal(system, np.diagonal(gram) + ridge(gram, 2 * solution.damping))
         goal = goal_of(half.weight, gram, system, half.cross_gram())
         working = system.astype(problem.float_type, copy=False)
         found = refit(goal, mask, working, exact=False, iterations=_ITERATIONS, tolerance=_TOLERANCE)
-        return mask, found.weight
+        return mask, found.weight, True
 
     return _both_ways(attrs.evolve(problem, weight=problem.weight[:, columns]), fit)
 
 
-def _both_ways(problem: LayerProblem, fit: Callable[[LayerProblem], tuple[Array, Array]]) -> HeldBack | None:
+def _both_ways(problem: LayerProblem, fit: Callable[[LayerProblem], _Fit]) -> HeldBack | None:
     both = halves(problem.statistics)
     if both is None:
         return None
@@ -90,8 +92,9 @@ def _both_ways(problem: LayerProblem, fit: Callable[[LayerProblem], tuple[Array,
     sums, energy = np.zeros(3), 0.0
     for seen, unseen in (both, both[::-1]):
         half = attrs.evolve(problem, statistics=seen)
-        mask, fitted = fit(half)
+        mask, fitted, shifted = fit(half)
         error = Scorer.of(half, unseen)
-        sums += error.energy * np.array([error(w) for w in (plain, np.where(mask, problem.weight, 0), fitted)])
+        alone = [error(weight, shifted=False) for weight in (plain, np.where(mask, problem.weight, 0))]
+        sums += error.energy * np.array([*alone, error(fitted, shifted=shifted)])
         energy += error.energy
     return HeldBack(*(sums / energy).tolist()) if energy > 0 else HeldBack(0.0, 0.0, 0.0)

@@ -88,7 +88,8 @@ def prune_calibrated(
         planning = with_layers_kept(planning, model, network, batches, config.keep_dense or 0, registry)
         finished = None
         if resume is not None:
-            facts = facts_of_run(model, planning.layers, facts_of_samples(samples, batches), config, registry)
+            found = facts_of_samples(samples, batches)
+            facts = facts_of_run(model, network.outputs, planning.layers, found, config, registry)
             finished = FinishedLayers.open(resume, facts)
         treatment = Treatment(model, network, next(iter(batches)).feeds, config, registry)
         ordered = in_order_of_graph(model, planning.layers)
@@ -132,7 +133,11 @@ def _prune_one_by_one(
     """Prune layers; each sees what was done to those before it."""
     uses = {layer: treatment.uses(layer) for layer in layers}
     obstacles = {layer: treatment.obstacle(layer, uses[layer]) for layer in layers}
-    known = {layer: finished.load(layer.decision.name) for layer in layers} if finished else {}
+    known = {
+        layer: finished.load(layer.decision.name, uses[layer][0].site.source.shape_at_op)
+        for layer in layers
+        if finished and not obstacles[layer]
+    }
     work = sequential(costs([() if obstacles[layer] else uses[layer] for layer in layers], samples.count))
     ahead = [0.0 if known.get(layer) else cost for layer, cost in zip(layers, work, strict=True)]
     with estimated("Calibrating", sum(ahead)) as advance:

@@ -62,6 +62,10 @@ class OnePassLayer:
     def name(self) -> str:
         return self.layer.decision.name
 
+    def load(self, finished: FinishedLayers) -> SolvedLayer | None:
+        """What became of it; None where it is not solved."""
+        return finished.load(self.name, self.uses[0].site.source.shape_at_op)
+
 
 Solver: TypeAlias = Callable[[Sequence[OnePassLayer]], Iterable[tuple[OnePassLayer, SolvedLayer]]]
 """Gives every layer with what becomes of it, in any order."""
@@ -168,7 +172,7 @@ def prune_in_one_pass(
         layer: look_at(layer, uses[layer], cost, network, treatment)
         for layer, cost in zip(calibrated, work, strict=True)
     }
-    solved = {layer: finished.load(layer.decision.name) if finished else None for layer in calibrated}
+    solved = {layer: seen[layer].load(finished) if finished else None for layer in calibrated}
     for done, solution in solver([seen[layer] for layer in calibrated if solved[layer] is None]):
         solved[done.layer] = solution
     for layer in layers:

@@ -111,7 +111,7 @@ def prune_in_a_pipeline(
             with contextlib.closing(Samples(paths, network.inputs)) as all_samples:
                 planning = with_layers_kept(planning, model, network, all_samples, config.keep_dense, registry)
         folder = resume if resume is not None else stack.enter_context(tempfile.TemporaryDirectory())
-        facts = facts_of_run(model, planning.layers, facts_of_files(paths), config, registry)
+        facts = facts_of_run(model, network.outputs, planning.layers, facts_of_files(paths), config, registry)
         finished = FinishedLayers.open(folder, facts)
         batches = file_batches(paths, network.inputs)
         first = read_batch(batches[0], read_npz(batches[0].path), network.inputs)
@@ -129,7 +129,7 @@ def prune_in_a_pipeline(
             if missing:
                 _run(work.of(missing), pipeline_options, runner)
             for layer in missing:
-                solved = finished.load(layer.name)
+                solved = layer.load(finished)
                 if solved is None:
                     raise CalibrationError(
                         f"the pipeline ended without the layer '{layer.name}'",

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -34,6 +35,8 @@ Array: TypeAlias = npt.NDArray[Any]
 Facts: TypeAlias = dict[str, str]
 
 _RUN = "run.json"
+# What numpy, zipfile and json raise of a file whose bytes are not those that were written.
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class FinishedLayers:
@@ -61,7 +64,7 @@ class FinishedLayers:
         found = cls(folder)
         run = found.folder / _RUN
         try:
-            known = json.loads(run.read_text())
+            known = dict(json.loads(run.read_text()))
         except FileNotFoundError:
             if found.folder.is_dir() and any(not name.startswith(".") for name in os.listdir(found.folder)):
                 raise CalibrationError(
@@ -69,8 +72,8 @@ class FinishedLayers:
                 ) from None
             write_whole(run, json.dumps(facts, indent=2).encode())
             return found
-        except (OSError, ValueError) as error:
-            raise _unreadable(run, error) from error
+        except (OSError, ValueError, TypeError) as error:
+            raise _unreadable(run, error, "Name another folder to begin anew.") from error
         differing = [
             f"{name} was {known.get(name, 'not there')}, is {facts.get(name, 'not there')}"
             for name in {**facts, **known}
@@ -85,8 +88,12 @@ class FinishedLayers:
             )
         return found
 
-    def load(self, layer: str) -> SolvedLayer | None:
+    def load(self, layer: str, shape: tuple[int, ...]) -> SolvedLayer | None:
         """What became of a layer; None where it is not solved.
+
+        Args:
+            layer: its name.
+            shape: of its weight, as the op sees it.
 
         Raises:
             CalibrationError: its file is damaged.
@@ -95,12 +102,15 @@ class FinishedLayers:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 account = LayerAccount(**json.loads(str(arrays["account"])))
-                shift = arrays["shift"] if "shift" in arrays.files else None
-                return SolvedLayer(arrays["weight"], shift, account)
+                weight, shift = arrays["weight"], arrays["shift"] if "shift" in arrays.files else None
+            if account.name != layer or weight.shape != shape or not np.isfinite(weight).all():
+                found = f"a weight {list(weight.shape)} of the layer '{account.name}'"
+                raise ValueError(f"{found}, where a finite one {list(shape)} of '{layer}' is expected")
+            return SolvedLayer(weight, shift, account)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise _unreadable(path, error) from error
+        except _DAMAGED as error:
+            raise _unreadable(path, error, "Remove this file to have the layer solved again.") from error
 
     def save(self, layer: str, solved: SolvedLayer) -> None:
         """Keep what became of a layer.
@@ -124,17 +134,20 @@ class FinishedLayers:
         return self.folder / f"{readable}-{hashlib.sha256(layer.encode()).hexdigest()[:12]}.npz"
 
 
-def _unreadable(path: Path, error: Exception) -> CalibrationError:
-    return CalibrationError(
-        f"cannot be read ({error})", where=str(path), hint="Remove this file to have the layer solved again."
-    )
+def _unreadable(path: Path, error: Exception, hint: str) -> CalibrationError:
+    return CalibrationError(f"cannot be read ({error})", where=str(path), hint=hint)
 
 
 # --- what decides over the result ------------------------------------------------------------------------
 
 
 def facts_of_run(
-    model: Model, layers: Sequence[PlannedLayer], samples: Facts, config: PruneConfig, registry: Registry
+    model: Model,
+    outputs: Sequence[str],
+    layers: Sequence[PlannedLayer],
+    samples: Facts,
+    config: PruneConfig,
+    registry: Registry,
 ) -> Facts:
     """All that decides over the bytes of a calibrated model, each as a line of text."""
     settings = {
@@ -152,6 +165,7 @@ def facts_of_run(
         "numpy": np.__version__,
         "plugins": ", ".join(map(str, registry.plugins)),
         "the model": model_digest(model),
+        "the outputs": ", ".join(outputs),
         **samples,
         **settings,
         "the plan": plan.hexdigest(),

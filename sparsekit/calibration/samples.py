@@ -88,8 +88,8 @@ class Samples:
               file with such arrays (for one input also a single one without a name), which is read whole, or a pattern
               or list of several. They are cut into batches, every file apart.
         inputs: the model's, in the order that tuples have.
-        batch_size: how many samples a batch has where arrays are cut; the last one may have fewer. An input whose first
-            axis has a fixed length must be given that length.
+        batch_size: how many samples a batch has where arrays are cut; the last one may have fewer. Where an input's
+            first axis has a fixed length, every batch has that length.
         memory_limit: bytes.
 
     Arrays are converted to an input's dtype where that loses nothing but digits of floats.
@@ -178,8 +178,7 @@ class _Part:
 
 
 def _parts(lengths: list[int], inputs: Sequence[ModelInput]) -> list[_Part]:
-    fixed = any(known.shape and known.shape[0] is not None for known in inputs)
-    if len(lengths) == 1 and lengths[0] > 1 and not fixed:
+    if len(lengths) == 1 and lengths[0] > 1 and _fixed_length(inputs) is None:
         (whole,) = lengths
         half = whole - whole // 2
         return [_Part(0, slice(0, half), half, 0), _Part(0, slice(half, whole), whole - half, 1)]
@@ -191,13 +190,18 @@ def _parts(lengths: list[int], inputs: Sequence[ModelInput]) -> list[_Part]:
     return parts
 
 
+def _fixed_length(inputs: Sequence[ModelInput]) -> int | None:
+    """How many samples a run takes, None where that is free."""
+    return next((known.shape[0] for known in inputs if known.shape and known.shape[0] is not None), None)
+
+
 def file_batches(paths: Sequence[str], inputs: Sequence[ModelInput]) -> list[FileBatch]:
     """The batches that :class:`Samples` would have of these files, without reading them.
 
     Raises:
         MissingFileError, CalibrationError: a file cannot be read, or there are no samples.
     """
-    found = cuts(paths, _BATCH_SIZE)
+    found = cuts(paths, _fixed_length(inputs) or _BATCH_SIZE)
     if not found:
         raise CalibrationError("is empty", where=f"{', '.join(paths)}, samples", expected="at least one batch")
     batches = []
@@ -251,6 +255,7 @@ def _cut(arrays: dict[Any, Any], inputs: Sequence[ModelInput], size: int, where:
         for known, value in _by_input(arrays, inputs, f"{where}samples")
     }
     lengths = _lengths(named, f"{where}samples")
+    size = _fixed_length(inputs) or size
     for start in range(0, max(lengths.values(), default=0), size):
         yield {name: array[start : start + size] if array.ndim else array for name, array in named.items()}
 
@@ -335,7 +340,8 @@ def _array(value: Any, where: str) -> Array:
 def _fitting(array: Array, known: ModelInput, where: str) -> Array:
     """The array in the input's dtype, if it fits the input."""
     expected = str(known)
-    if array.dtype.kind not in _TAKES.get(known.dtype.kind, ""):
+    # Of kind "V" are bfloat16 and the like, but also raw bytes: what numpy reads of bfloat16 in a file.
+    if array.dtype.kind not in _TAKES.get(known.dtype.kind, "") or array.dtype.type is np.void:
         raise CalibrationError(f"dtype {array.dtype}", where=where, expected=expected)
     shape = known.shape
     if shape is not None and len(shape) != array.ndim:
@@ -343,7 +349,9 @@ def _fitting(array: Array, known: ModelInput, where: str) -> Array:
             f"rank {array.ndim}, shape {list(array.shape)}", where=where, expected=expected, hint=_FIRST_AXIS
         )
     if shape is not None and any(n not in (None, length) for n, length in zip(shape, array.shape, strict=True)):
-        raise CalibrationError(f"shape {list(array.shape)}", where=where, expected=expected)
+        whole = f"A run takes {shape[0]} samples: give a multiple of that." if shape and shape[0] is not None else ""
+        hint = whole if list(array.shape[1:]) == list(shape[1:]) else ""
+        raise CalibrationError(f"shape {list(array.shape)}", where=where, expected=expected, hint=hint)
     if known.dtype.kind == "O":
         return array
     with np.errstate(over="ignore"):

@@ -97,7 +97,7 @@ class NewBias:
         shape: what it has, to be broadcast to the output of each.
         places: for every column [blocks, N] its place in the bias.
         dtype: of the output.
-        along_last: it is a vector along the last axis of the output.
+        along_last: it is a vector along the last axis of the output, and may be added as converters know a bias.
     """
 
     nodes: tuple[Node, ...]
@@ -143,7 +143,9 @@ def new_bias(
     places = _by_column(np.arange(math.prod(bias)).reshape(bias), shape, shape, form)
     if places is None or sorted(places.ravel()) != list(range(math.prod(bias))):
         return None
-    return NewBias(tuple(nodes), bias, places, outputs[0].dtype, len(bias) == 1 and bias[0] > 1)
+    # Behind a grouped convolution TensorFlow fuses what converters know as a bias into an op that knows no groups.
+    along_last = len(bias) == 1 and bias[0] > 1 and len(places) == 1
+    return NewBias(tuple(nodes), bias, places, outputs[0].dtype, along_last)
 
 
 def _bias_shape(shape: tuple[int, ...], form: MatrixForm) -> tuple[int, ...]:

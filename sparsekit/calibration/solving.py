@@ -177,7 +177,7 @@ def _solve_block(problem: LayerProblem, criterion: Criterion, config: PruneConfi
     # Without the energy of the dense path, shares are known up to a constant alone.
     if held is not None and problem.target == "own":
         return _Block(solution, shift, (held.magnitude, held.mask, held.fitted), True)
-    alone = Scorer.of(problem, problem.statistics)(np.where(solution.mask, problem.weight, 0))
+    alone = Scorer.of(problem, problem.statistics)(np.where(solution.mask, problem.weight, 0), shifted=False)
     return _Block(solution, shift, (solution.error_before, alone, solution.error_after), not solution.damping)
 
 

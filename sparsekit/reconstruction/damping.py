@@ -147,31 +147,70 @@ def _held_out(problem: LayerProblem, scored: Statistics) -> Array:
             goal = goal_of(problem.weight, gram, working.astype(np.float64, copy=False), cross)
         found = refit(goal, mask, working, exact=False, iterations=_ITERATIONS, tolerance=_TOLERANCE)
         errors[index] = error(found.weight)
-    errors[-1] = error(np.where(problem.magnitude_mask(), problem.weight, 0))
+    errors[-1] = error(np.where(problem.magnitude_mask(), problem.weight, 0), shifted=False)
     return errors
 
 
 @attrs.frozen(eq=False)
 class Scorer:
-    """tr(V'GV) - 2 tr(V'CW) + tr(W'CW), as a share of the last; C is G itself for the layer's own target."""
+    """What weights lose on some rows, |D W - X V - m|^2 as a share of |D W|^2; D is X for the layer's own target.
+
+    m is what a bias takes of the mean after a fit; of a `centered` problem it comes from the rows of the fit, else it
+    is zero. (target="dense": |D W|^2 is not known, and W'D'X W stands for it: shares are right up to a constant.)
+
+    Attributes:
+        gram, target: X'X and X'D W about the centers.
+        constant: W'X'D W about the centers.
+        energy: the same about zero.
+        center: the mean of X of the rows of the fit; None where no bias takes a shift.
+        mean: D W of that mean, [N].
+        sums: of the scored rows: of X [K], and of D W [N].
+        rows: how many they are.
+    """
 
     gram: Array
     target: Array
+    constant: float
     energy: float
+    center: Array | None
+    mean: Array
+    sums: tuple[Array, Array]
+    rows: int
 
     @classmethod
     def of(cls, problem: LayerProblem, scored: Statistics) -> Scorer:
-        # The shift that goes into the bias comes from the rows of the fit.
-        fitted = problem.statistics
+        """On the rows of ``scored``, for what is fitted to those of the problem."""
+        fitted, own, rows = problem.statistics, problem.target == "own", scored.total_rows
         center, dense_center = (fitted.mean(), fitted.dense_mean()) if problem.centered else (None, None)
         gram = scored.total_gram(center)
-        cross = None if problem.target == "own" else scored.total_cross_gram(center, dense_center)
+        cross = None if own else scored.total_cross_gram(center, dense_center)
         dense = problem.weight.astype(np.float64)
         target = (gram if cross is None else cross) @ dense
-        return cls(gram, target, float(np.vdot(dense, target)))
+        energy = constant = float(np.vdot(dense, target))
+        mean = np.zeros(dense.shape[1])
+        total, wanted = rows * scored.mean(), rows * (scored.mean() if own else _dense_mean(scored)) @ dense
+        if center is not None:
+            mean = (center if own else _dense_mean(fitted)) @ dense
+            energy += float(total @ dense @ mean + center @ dense @ (wanted - rows * mean))
+        return cls(gram, target, constant, energy, center, mean, (total, wanted), rows)
 
-    def __call__(self, weight: Array) -> float:
+    def __call__(self, weight: Array, *, shifted: bool = True) -> float:
+        """The share that a weight loses.
+
+        Args:
+            weight: V [K, N].
+            shifted: a bias takes the mean, if the problem is `centered`: it does so after a fit alone.
+        """
         weight = weight.astype(np.float64, copy=False)
-        error = np.vdot(weight, self.gram @ weight) - 2 * np.vdot(weight, self.target) + self.energy
-        share = float(error) / self.energy if self.energy > 0 else 0.0
+        error = float(np.vdot(weight, self.gram @ weight) - 2 * np.vdot(weight, self.target) + self.constant)
+        if self.center is not None and not shifted:
+            shift, (total, wanted) = self.mean - self.center @ weight, self.sums
+            error += float(shift @ (2 * (wanted - total @ weight) - self.rows * shift))
+        share = error / self.energy if self.energy > 0 else 0.0
         return share if abs(share) > _ROUNDING else 0.0
+
+
+def _dense_mean(statistics: Statistics) -> Array:
+    mean = statistics.dense_mean()
+    assert mean is not None  # target="dense" has these sums, see `LayerProblem`
+    return mean

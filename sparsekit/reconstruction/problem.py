@@ -32,7 +32,7 @@ class LayerProblem:
         damping: the ridge's share of the diagonal, see `damping.ridge`; None: chosen from the statistics.
         target: "own": X W, what the layer makes of the inputs that it gets. "dense": D W, what it made of them before
             layers upstream were pruned; needs ``statistics.cross_gram``.
-        centered: count errors about their mean alone; right where `mean_shift` goes into a bias afterwards.
+        centered: `mean_shift` goes into a bias after a fit: of what is fitted, count errors about their mean alone.
         padding: bool [K], True for rows that only fill up groups: zero in W and X, and never kept. None: no such rows.
 
     Raises:
@@ -91,6 +91,24 @@ class LayerProblem:
         centers = (self.statistics.mean(), self.statistics.dense_mean()) if self.centered else (None, None)
         return self.statistics.total_cross_gram(*centers)
 
+    def mean_energy(self, weight: Array | None = None) -> float:
+        """Of a `centered` problem, what errors about the mean leave out where no bias takes the shift.
+
+        Args:
+            weight: V [K, N]; None: the energy of the target's mean itself.
+
+        Returns:
+            rows * |mean(X) (W - V)|^2, for target="dense" rows * |mean(D) W - mean(X) V|^2; 0.0 if not `centered`.
+        """
+        if not self.centered:
+            return 0.0
+        statistics = self.statistics
+        mean, dense_mean = statistics.mean(), statistics.dense_mean() if self.target == "dense" else None
+        lost = (mean if dense_mean is None else dense_mean) @ self.weight.astype(np.float64)
+        if weight is not None:
+            lost = lost - mean @ weight.astype(np.float64)
+        return statistics.total_rows * float(lost @ lost)
+
     def keep(self, score: Array, rows: slice = slice(None)) -> Array:
         """The mask of the n largest ``|score|`` of every group; padding is never in it.
 
@@ -122,11 +140,12 @@ class Solution:
     Attributes:
         weight: V [K, N], of W's dtype: exact zeros wherever the mask is False.
         mask: bool [K, N].
-        damping: the ridge that was used; 0.0 where a criterion uses none.
+        damping: the ridge that was used; 0.0 where a criterion uses none, and nothing was fitted.
         iterations: of the criterion's search and of the refit, together; 0 where there are none.
         error_before: ``|X (W - M)|^2 / |X W|^2`` of M, the weights masked by magnitude alone, on the calibration
-            rows; 0.0 where X W is zero. About their means, if the problem is ``centered``.
-        error_after: the same of V. (target="dense": W in both is the least-squares weight for that target.)
+            rows; 0.0 where X W is zero.
+        error_after: the same of V. About its mean, if the problem is ``centered`` and V was fitted, since a bias takes
+            the mean. (target="dense": W in both is the least-squares weight for that target.)
         fallback: why the magnitude mask was returned, untouched, in place of what the criterion found; "" otherwise.
     """
 
@@ -166,10 +185,10 @@ def assess(
     plain_mask = problem.magnitude_mask()
     plain = np.where(plain_mask, problem.weight, 0)
     pruned = np.where(mask, weight, 0).astype(problem.weight.dtype)
-    dense_output = _output_energy(gram, goal)
+    dense_output = _output_energy(gram, goal) + problem.mean_energy()
     scale = 1 / dense_output if dense_output > 0 else 0.0
-    before = _output_energy(gram, goal - plain) * scale
-    after = _output_energy(gram, goal - pruned) * scale
+    before = (_output_energy(gram, goal - plain) + problem.mean_energy(plain)) * scale
+    after = (_output_energy(gram, goal - pruned) + (0.0 if damping else problem.mean_energy(pruned))) * scale
     if guard and not fallback and not after <= before:
         fallback = f"the error on the calibration samples is {after:.3g}, of the magnitude mask {before:.3g}"
     if fallback:

@@ -329,6 +329,17 @@ def test_an_added_bias_is_the_shift_of_the_mean_and_nothing_else() -> None:
     assert len(difference.values) == 1  # the weight
 
 
+def test_a_grouped_convolution_with_an_added_bias_runs_where_tensorflow_fuses_what_it_can() -> None:
+    with tf.Graph().as_default() as graph:
+        x = v1.placeholder(tf.float32, [None, 6, 6, 8], name="x")
+        h = tf.nn.conv2d(x, constant(3, 3, 4, 8), 1, "SAME", name="grouped")
+        tf.nn.relu(h, name="out")
+    result = prune(graph.as_graph_def(), calibration=images())
+    assert result.accounts[0].bias_added
+    (found,), (wanted,) = (fetched(g, ["out"], images(seed=3)) for g in (result.graph_def, graph.as_graph_def()))
+    assert np.square(found - wanted).sum() < 0.1 * np.square(wanted).sum()
+
+
 def test_an_added_bias_is_found_when_it_is_pruned_again() -> None:
     first = prune(bare_net(), calibration=images())
     second = prune(first.graph_def, {"pattern": "1:4"}, calibration=images())
@@ -514,6 +525,40 @@ def test_errors_are_those_of_samples_that_were_not_seen(cfg: dict[str, Any]) -> 
     assert 0.9 * real < account.error_after < 1.5 * real  # type: ignore[operator]
     if cfg is not SCALE_SHIFT:
         assert fitted < 0.8 * real
+
+
+@pytest.mark.parametrize("order", ["sequential", "one-pass"])
+@pytest.mark.parametrize("repair", [[], ["least-squares"], ["scale-shift"]], ids=str)
+@pytest.mark.parametrize("criterion", ["magnitude", "wanda", "admm"])
+def test_errors_are_shares_of_all_energy_and_count_the_mean_that_no_bias_takes(
+    criterion: str, repair: list[str], order: str
+) -> None:
+    dense, x = dense_layer(32, 24), normal(600, 32, seed=1) @ normal(32, 32, seed=2) / 6 + 1
+    lost = {}
+    for kind, how in {"magnitude": [], "mask": [], "after": repair}.items():
+        cfg = {"criterion": "magnitude" if kind == "magnitude" else criterion, "repair": how, "order": order}
+        result = prune(dense, cfg, calibration=x)
+        (account,) = result.accounts
+        name = "fc/sparsekit/bias" if account.bias_added else "fc"
+        (before,), (after,) = fetched(dense, ["fc"], x), fetched(result.graph_def, [name], x)
+        lost[kind] = np.square(after - before).sum() / np.square(before).sum()
+    assert account.error_after == pytest.approx(lost["after"], rel=0.15)  # held back samples lose a little more
+    if account.error_before is not None:
+        assert account.error_before == pytest.approx(lost["magnitude"], rel=0.01)
+    if criterion != "admm":
+        assert account.error_mask == pytest.approx(lost["mask"], rel=0.01)
+
+
+@pytest.mark.parametrize("x", [np.ones((40, 32), "f"), normal(1, 32)], ids=["constant", "one sample"])
+@pytest.mark.parametrize("criterion", ["magnitude", "admm"])
+def test_where_nothing_can_be_learned_the_account_says_what_magnitude_loses(x: np.ndarray, criterion: str) -> None:
+    dense = dense_layer(32, 24)
+    result = prune(dense, {"criterion": criterion}, calibration=x)
+    (before,), (after,) = fetched(dense, ["fc"], x), fetched(result.graph_def, ["fc"], x)
+    lost = np.square(after - before).sum() / np.square(before).sum()
+    (account,) = result.accounts
+    assert lost > 0.01 and not account.shifted
+    assert [account.error_before, account.error_mask, account.error_after] == pytest.approx([lost] * 3, rel=1e-3)
 
 
 def test_layers_that_got_worse_are_named_with_the_way_to_leave_them_out() -> None:

@@ -176,3 +176,40 @@ def test_a_folder_with_other_files_and_a_damaged_one_are_refused(tmp_path: Path)
         sparsekit.prune(network(), ALL, calibration=samples(40), resume=folder)
     damaged.unlink()
     assert bits(sparsekit.prune(network(), ALL, calibration=samples(40), resume=folder)) == bits(result)
+
+
+def test_a_run_for_other_outputs_is_another_one(tmp_path: Path) -> None:
+    """No bias is added behind an op that is asked for by its name: a layer that was solved for one does not fit."""
+    inner = LAYERS[0]
+    sparsekit.prune(network(), ALL, calibration=samples(40), resume=tmp_path / "kept", outputs=["out"])
+    with pytest.raises(sparsekit.CalibrationError, match=f"the outputs was out, is out, {inner}"):
+        sparsekit.prune(network(), ALL, calibration=samples(40), resume=tmp_path / "kept", outputs=["out", inner])
+
+
+@pytest.mark.parametrize("content", ["[1]", "null", "3", "{", ""])
+def test_a_folder_whose_run_cannot_be_read_is_refused(content: str, tmp_path: Path) -> None:
+    sparsekit.prune(network(), ALL, calibration=samples(40), resume=tmp_path)
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(sparsekit.CalibrationError, match=r"run\.json: cannot be read") as caught:
+        sparsekit.prune(network(), ALL, calibration=samples(40), resume=tmp_path)
+    assert caught.value.hint == "Name another folder to begin anew."
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_file_of_another_layer_and_one_of_other_bytes_are_refused(order: str, tmp_path: Path) -> None:
+    cfg = {**ALL, "order": order}
+    sparsekit.prune(network(), cfg, calibration=samples(40), resume=tmp_path)
+    one, other = solved(tmp_path)[:2]
+    whole = one.read_bytes()
+    unknown_compression = bytearray(whole)
+    unknown_compression[8] = 99
+    unknown_compression[whole.index(b"PK\x01\x02") + 10] = 99
+    with np.load(one) as arrays:
+        found = dict(arrays)
+    for content in (other.read_bytes(), bytes(unknown_compression), {**found, "weight": found["weight"] * np.nan}):
+        if isinstance(content, dict):
+            np.savez(one, **content)
+        else:
+            one.write_bytes(content)
+        with pytest.raises(sparsekit.CalibrationError, match=f"{one.name}: cannot be read .* Remove this file"):
+            sparsekit.prune(network(), cfg, calibration=samples(40), resume=tmp_path)

@@ -21,7 +21,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsekit.calibration.samples import ModelInput, Samples
+from sparsekit.calibration.samples import ModelInput, Samples, file_batches
 from sparsekit.errors import CalibrationError, MissingFileError
 
 Array = npt.NDArray[Any]
@@ -259,6 +259,24 @@ def test_a_single_batch_is_cut_in_two_where_the_model_allows() -> None:
     assert Samples([_x(1)], [X]).halves.tolist() == [0]
 
 
+def test_arrays_are_cut_as_a_model_that_takes_a_fixed_number_needs_it(tmp_path: Path) -> None:
+    fixed = [ModelInput("x", "float32", (2, 4))]
+    np.savez(tmp_path / "x.npz", x=_x(6))
+    for source in (_x(6), {"x": _x(6)}, tmp_path / "x.npz"):
+        samples = Samples(source, fixed)
+        assert [len(batch.feeds["x"]) for batch in samples] == [2, 2, 2] and samples.halves.tolist() == [
+            0,
+            0,
+            1,
+            1,
+            0,
+            0,
+        ]
+    assert [(b.start, b.stop) for b in file_batches([str(tmp_path / "x.npz")], fixed)] == [(0, 2), (2, 4), (4, 6)]
+    with pytest.raises(CalibrationError, match=r"batch 3, input 'x': shape \[1, 4\]; .*\[2, 4\].*a multiple of that"):
+        Samples(_x(7), fixed)
+
+
 # --- what does not fit -----------------------------------------------------------------------------------
 
 _NAN = np.where(np.arange(12).reshape(3, 4) == 6, np.nan, _x())
@@ -284,6 +302,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "one of two": ([_x()], "batch 0: holds 1 array; expected one for each of 2 inputs"),
     "one array": (_x(), "samples: is one array; expected a dict of arrays: 'x'"),
     "dtype": ([(_x(), _x()[:, 0])], r"batch 0, input 'scope/ids': dtype float32; expected 'scope/ids' \(int32\[\?\]\)"),
+    "raw bytes": ([(np.zeros((3, 4), "V2"), _ids())], r"batch 0, input 'x': dtype \|V2; expected 'x' \(float32"),
     "strings": ([(np.array([["a"] * 4]), _ids(1))], "batch 0, input 'x': dtype <U1; expected 'x'"),
     "objects": ([([[1, 2, 3, None]], _ids(1))], "batch 0, input 'x': dtype object"),
     "ragged": ([([[1.0], [1.0, 2.0]], _ids(2))], "batch 0, input 'x': list is no array .*expected arrays of numbers"),

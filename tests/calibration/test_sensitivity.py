@@ -273,13 +273,17 @@ def test_the_commands_json_holds_what_the_function_returns(files: Path) -> None:
         (("--calibration", "x.npz", "--worst", "1"), "--write-config"),
         (("--calibration", "x.npz", "--write-config", "c.toml"), "--worst"),
         (("--calibration", "x.npz", "--write-config", "c.toml", "--worst", "1", "--above", "1"), "--above"),
+        (
+            ("--calibration", "x.npz", "--write-config", "c.cfg", "--worst", "1"),
+            "c.cfg: a config in TOML would be read",
+        ),
         (("--calibration", "missing.npz"), "missing.npz"),
         ((), "--calibration"),
     ],
 )
 def test_what_the_command_refuses(files: Path, arguments: tuple[str, ...], said: str) -> None:
     status, output = run(*arguments)
-    assert status == 2 and said in output and not Path("c.toml").exists()
+    assert status == 2 and said in output and not list(files.glob("c.*"))
 
 
 def test_a_live_graph_is_refused() -> None:

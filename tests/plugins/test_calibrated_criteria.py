@@ -279,6 +279,22 @@ def test_admm_falls_back_where_held_back_samples_say_so():
     assert solution.error_after == solution.error_before
 
 
+@pytest.mark.parametrize("target", ["own", "dense"])
+def test_magnitude_is_judged_without_the_shift_that_only_a_fit_gets(target):
+    """Of inputs without structure there is little to fit, but their mean can be made up for."""
+    for seed in range(3):
+        random = np.random.default_rng(seed)
+        inputs, weight = random.standard_normal((2000, 16)) + 2, random_weight(16, 8, seed)
+        statistics = Statistics.empty(16, dense_path=True)
+        for fold in (0, 1):
+            statistics.add(inputs[fold:24:2], fold, dense=inputs[fold:24:2])
+        solution = Admm().solve(LayerProblem(weight, statistics, target=target, centered=True))
+        assert not solution.fallback
+        shift = mean_shift(weight, solution.weight, statistics)
+        lost = np.square(inputs[24:] @ (weight - solution.weight) - shift).sum()
+        assert lost < 0.9 * output_error(inputs[24:], weight, weight * keep_mask(weight, 0))
+
+
 def test_sparsegpt_falls_back_where_magnitude_does_better():
     problem = problem_of(gaussian_inputs(32, 16), random_weight(16, 3), pattern=Pattern(1, 4))
     solution = SparseGpt().solve(problem)

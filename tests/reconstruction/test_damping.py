@@ -8,8 +8,8 @@ import pytest
 from layer_problems import gaussian_inputs, output_error, pixels, problem_of, statistics_of
 
 from sparsekit.errors import SparsekitError
-from sparsekit.reconstruction import LayerProblem, choose_damping
-from sparsekit.reconstruction.damping import GRID, shrinkage
+from sparsekit.reconstruction import LayerProblem, Statistics, choose_damping, mean_shift
+from sparsekit.reconstruction.damping import GRID, Scorer, shrinkage
 from sparsekit_criteria.admm import Admm
 
 
@@ -67,6 +67,31 @@ def test_the_columns_that_are_looked_at_do_not_depend_on_their_order():
     problem = problem_of(gaussian_inputs(60, 12), weight)
     moved = choose_damping(attrs.evolve(problem, weight=weight[:, ::-1].copy()))
     assert moved.held_out == pytest.approx(choose_damping(problem).held_out)
+
+
+@pytest.mark.parametrize("target", ["own", "dense"])
+@pytest.mark.parametrize("centered", [False, True])
+def test_a_score_is_what_is_lost_on_the_scored_rows_with_the_shift_of_the_fitted_ones(target, centered):
+    random = np.random.default_rng(0)
+    weight, pruned, other = random.standard_normal((3, 12, 5))
+    inputs = gaussian_inputs(90, 12) + random.uniform(0, 3, 12)
+    dense = inputs + random.standard_normal((90, 12)) / 5 if target == "dense" else inputs
+    statistics = Statistics.empty(12, dense_path=True)
+    for fold, rows in enumerate((slice(0, 40), slice(40, 90))):
+        statistics.add(inputs[rows], fold, dense=dense[rows])
+    fitted, scored = (statistics.pooled([fold]) for fold in (0, 1))
+    score = Scorer.of(LayerProblem(weight, fitted, target=target, centered=centered), scored)
+
+    def lost(pruned, shifted):
+        shift = mean_shift(weight, pruned, fitted, target) if centered and shifted else 0
+        return np.square(dense[40:] @ weight - inputs[40:] @ pruned - shift).sum()
+
+    for shifted in (True, False):
+        difference = score(pruned, shifted=shifted) - score(other, shifted=True)
+        assert difference * score.energy == pytest.approx(lost(pruned, shifted) - lost(other, True))
+        if target == "own":
+            share = lost(pruned, shifted) / np.square(inputs[40:] @ weight).sum()
+            assert score(pruned, shifted=shifted) == pytest.approx(share)
 
 
 def test_problems_that_make_no_sense_are_refused():
