@@ -16,6 +16,7 @@ from sparsekit.graph.edit import pristine_scope
 from sparsekit.graph.forward import ForwardGraph, differentiated
 from sparsekit.graph.node import LiveGraph
 from sparsekit.insertion import insert_masks
+from sparsekit.live_masking import with_masking
 from sparsekit.masking import SCOPE
 from sparsekit.planning import Planning, make_plan
 from sparsekit.plugins import Registry
@@ -58,7 +59,7 @@ def plan_live(
     """
     require_live(graph)
     view = LiveGraph(graph) if outputs is None else ForwardGraph(graph, outputs)
-    return make_plan(view, config, outputs, registry, target)
+    return with_masking(make_plan(view, config, outputs, registry, target), config)
 
 
 def prune_live(

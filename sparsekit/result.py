@@ -141,7 +141,8 @@ class PruneResult:
 
     Attributes:
         plan: every layer with its decision.
-        variables: of a live graph, the new variables: a mask and a batch count per pruned layer.
+        variables: of a live graph, the new variables: a mask and a batch count per pruned layer; then, of each layer
+            whose variable is to hold zeros (masking "in-place" and "project"), the batch count after which it did.
         initializer: of a live graph, an operation that initializes ``variables`` alone, for a session whose other
             variables were restored or initialized in another way.
         model: of a model at rest, the pruned one.
