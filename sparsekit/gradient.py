@@ -94,12 +94,15 @@ def _kept_books(masked: tf.Operation, scope: str) -> tf.Operation:
         return graph.get_tensor_by_name(f"{scope}/{name}:0")
 
     def write_zeros(mask: tf.Tensor) -> tf.Operation:
-        with tf.control_dependencies([masked_in_place(variable_of(masked.inputs[0]), mask)]):
-            return _assign(tensor(ZEROS), following)
+        variable = variable_of(masked.inputs[0])
+        with tf.control_dependencies([mask]):  # late: another worker may have trained it since
+            weight = value_of(variable, mask.dtype.base_dtype)
+        with tf.control_dependencies([assign(variable, without_dropped(weight, mask))]):
+            return assign(tensor(ZEROS), following)
 
     used, following = tensor(USED), tensor(NEXT)
-    kept = [_assign(tensor(BATCH), following)]
-    kept.append(_where(tensor(DUE), used, lambda mask: _assign(tensor(MASK), mask)))
+    kept = [assign(tensor(BATCH), following)]
+    kept.append(_where(tensor(DUE), used, lambda mask: assign(tensor(MASK), mask)))
     if masked.get_attr("_gradient_op_type") == IN_PLACE.encode():
         kept.append(_where(tensor(DIRTY), used, write_zeros))
     with tf.control_dependencies(kept):
@@ -123,23 +126,21 @@ def variable_of(weight: tf.Tensor) -> tf.Tensor:
     return weight
 
 
-def masked_in_place(variable: tf.Tensor, mask: tf.Tensor) -> tf.Operation:
-    """Write +0.0 into a variable where its mask drops. It is read at that moment, under the dependencies around."""
-    if variable.dtype.base_dtype == tf.resource:
-        with tf.control_dependencies([mask]):
-            weight = tf.raw_ops.ReadVariableOp(resource=variable, dtype=mask.dtype.base_dtype)
-    else:
-        weight = variable
-    return _assign(variable, without_dropped(weight, mask))
-
-
 def without_dropped(weight: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """The weight with +0.0 where the mask drops."""
     zero = tf.zeros([], mask.dtype.base_dtype)
     return tf.where(tf.not_equal(mask, zero), weight, zero)
 
 
-def _assign(variable: tf.Tensor, value: tf.Tensor) -> tf.Operation:
+def value_of(variable: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """What a variable (a reference or a resource) holds, read under the control dependencies around."""
+    if variable.dtype.base_dtype == tf.resource:
+        return tf.raw_ops.ReadVariableOp(resource=variable, dtype=dtype)
+    return tf.identity(variable)
+
+
+def assign(variable: tf.Tensor, value: tf.Tensor) -> tf.Operation:
+    """Write a variable, a reference or a resource."""
     if variable.dtype.base_dtype == tf.resource:
         return tf.raw_ops.AssignVariableOp(resource=variable, value=value)
     return tf.raw_ops.Assign(ref=variable, value=value).op

@@ -12,12 +12,11 @@ from sparsekit.plugins import Registry
 from sparsekit.variable_reads import mask_gradients
 
 
-def insert_masks(graph: tf.Graph, layers: tuple[PlannedLayer, ...], registry: Registry) -> tuple[tf.Variable, ...]:
+def insert_masks(graph: tf.Graph, layers: tuple[PlannedLayer, ...], registry: Registry) -> list[LayerMask]:
     """Give every planned layer a mask, and let its ops read the masked weight.
 
     Returns:
-        The new variables: mask and batch count of each layer; then, of each layer that is not masked in the forward
-        pass, the count after which its variable held zeros.
+        The mask of each layer.
 
     Raises:
         GraphError: a plugin failed; no op reads a mask and no variable was added to a collection.
@@ -42,8 +41,7 @@ def insert_masks(graph: tf.Graph, layers: tuple[PlannedLayer, ...], registry: Re
             handler.insert_mask(site, mask.apply(_tensor(site.source.tensor)))
         if layer.masking == "in-place":
             mask_gradients(_owner(layer), layer.decision.name)
-    zeros = (mask.zeros for mask in masks if mask.zeros is not None)
-    return (*(variable for mask in masks for variable in mask.variables), *zeros)
+    return masks
 
 
 def _build(graph: tf.Graph, layer: PlannedLayer, registry: Registry) -> LayerMask:

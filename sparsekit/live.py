@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from typing import Any
@@ -20,6 +21,7 @@ from sparsekit.live_masking import with_masking
 from sparsekit.masking import SCOPE
 from sparsekit.planning import Planning, make_plan
 from sparsekit.plugins import Registry
+from sparsekit.projection import projected
 from sparsekit.record import Record
 from sparsekit.result import PruneResult
 from sparsekit.target import TargetProfile
@@ -74,12 +76,17 @@ def prune_live(
     check_editable(graph, planning, registry)
     text = Record.of(planning.plan).to_text().encode()
     with contextlib.nullcontext() if record is None else staged(record, text):
-        variables = insert_masks(graph, planning.layers, registry)
+        masks = insert_masks(graph, planning.layers, registry)
+        zeros = (mask.zeros for mask in masks if mask.zeros is not None)
+        variables = (*(variable for mask in masks for variable in mask.variables), *zeros)
         with pristine_scope(graph, SCOPE):
             initializer = tf.group(*(variable.initializer for variable in variables), name="initializer")
     if not planning.layers:
         _log.warning("%s No layer was changed.", planning.plan.summary())
-    return PruneResult(planning.plan, variables, initializer)
+    # Of several maskings only this one needs the train op; none of its layers need be able to.
+    to_project = [mask for mask in masks if mask.masking == "project"]
+    projection = functools.partial(projected, graph, to_project) if planning.masking == "project" else None
+    return PruneResult(planning.plan, variables, initializer, projection=projection)
 
 
 def check_editable(graph: tf.Graph, planning: Planning, registry: Registry) -> None:

@@ -33,7 +33,7 @@ def with_masking(planning: Planning, config: PruneConfig) -> Planning:
         for layer in planning.layers
     )
     sentence = f"Masking: {config.masking} ({_WHY[config.masking]}){_others(obstacles)}."
-    return _told(attrs.evolve(planning, layers=layers), sentence)
+    return _told(attrs.evolve(planning, layers=layers, masking=config.masking), sentence)
 
 
 def _told(planning: Planning, sentence: str) -> Planning:

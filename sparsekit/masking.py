@@ -29,6 +29,8 @@ from sparsekit.gradient import (
     PROJECTED,
     USED,
     ZEROS,
+    assign,
+    value_of,
     without_dropped,
 )
 from sparsekit.graph.edit import pristine_scope
@@ -91,7 +93,7 @@ class LayerMask:
         self._scope = f"{layer}/{SCOPE}"
         self._owner = owner
         self._description = description
-        self._masking = masking
+        self.masking = masking
         self._masked: dict[str, tf.Tensor] = {}
         with pristine_scope(graph, self._scope, owner):
             shape, dtype = weight.shape.as_list(), weight.dtype.base_dtype
@@ -118,7 +120,7 @@ class LayerMask:
                 # After a batch whose update nobody projected the two counts differ.
                 was_written = self.zeros.value() + 1
                 dirty = tf.less(was_written, 1) if masking == "in-place" else tf.not_equal(was_written, following)
-                self._dirty = tf.identity(dirty, name=DIRTY)
+                self._dirty = tf.logical_or(due, dirty, name=DIRTY)
 
     @property
     def variables(self) -> tuple[tf.Variable, tf.Variable]:
@@ -129,11 +131,21 @@ class LayerMask:
         """The weight without what its mask drops; the same tensor for the same weight tensor."""
         if weight.name not in self._masked:
             with pristine_scope(self._graph, self._scope, self._owner):
-                masked = self._multiplied(weight) if self._masking == "forward" else self._handed_on(weight)
+                masked = self._multiplied(weight) if self.masking == "forward" else self._handed_on(weight)
             text = self._description.to_text().encode()
             masked.op._set_attr(MASK_ATTRIBUTE, attr_value_pb2.AttrValue(s=text))
             self._masked[weight.name] = masked
         return self._masked[weight.name]
+
+    def project(self, update: tf.Operation | tf.Tensor) -> tf.Operation:
+        """Write zeros where the mask drops, after ``update`` has run, and note down that this was done."""
+        variable = self._owner.outputs[0]
+        assert self.zeros is not None
+        with pristine_scope(self._graph, self._scope, self._owner), self._graph.control_dependencies([update]):
+            # A multiply is what TensorFlow does fastest; where it leaves -0.0, stripping does not.
+            masked = value_of(variable, self.mask.dtype.base_dtype) * self.mask.read_value()
+            with self._graph.control_dependencies([assign(variable, masked)]):
+                return assign(self.zeros.op.outputs[0], self.batch.read_value())
 
     def _multiplied(self, weight: tf.Tensor) -> tf.Tensor:
         with self._graph.gradient_override_map({"Mul": GRADIENT}):
@@ -145,7 +157,7 @@ class LayerMask:
         _, used_then = gen_control_flow_ops.switch(self._used, self._dirty)
         effective, _ = gen_control_flow_ops.merge([clean, without_dropped(more, used_then)])
         # Of both, for gradients to go past the switch.
-        gradient = IN_PLACE if self._masking == "in-place" else PROJECTED
+        gradient = IN_PLACE if self.masking == "in-place" else PROJECTED
         with self._graph.gradient_override_map({"IdentityN": gradient}):
             return tf.identity_n([weight, effective], name=_MASKED)[1]
 

@@ -178,11 +178,13 @@ class Planning:
         plan: what users see.
         layers: the layers to be pruned, in the plan's order.
         sites: for every decision whose weight was found, the places where it enters its ops.
+        masking: of a live graph, how zeros are kept, but for layers that cannot do that.
     """
 
     plan: Plan
     layers: tuple[PlannedLayer, ...]
     sites: dict[LayerDecision, tuple[WeightSite, ...]]
+    masking: Masking = "forward"
 
 
 @attrs.frozen(eq=False)
