@@ -298,8 +298,8 @@ def _refuse_for_trainable(**arguments: Any) -> None:
 
 def _refuse_for_live(config: PruneConfig) -> None:
     """What only models that train eagerly can do must not be ignored."""
-    asked = {"masking": config.masking not in ("auto", "forward"), "gradient": config.gradient != "masked"}
-    asked |= {"start_step": config.start_step > 0, "freeze_step": config.freeze_step is not None}
+    asked = {"gradient": config.gradient != "masked", "start_step": config.start_step > 0}
+    asked["freeze_step"] = config.freeze_step is not None
     for key, is_asked in asked.items():
         if is_asked:
             raise ConfigError(

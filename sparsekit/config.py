@@ -9,7 +9,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import attrs
 
@@ -18,6 +18,9 @@ from sparsekit.pattern import PATTERN_2_4, Pattern
 
 UINT32_MAX = 2**32 - 1
 """The largest update_freq: AMCT's field is a uint32 (L1SelectivePruner in its documents)."""
+
+Masking: TypeAlias = Literal["forward", "in-place", "project"]
+"""How zeros are kept while a model trains."""
 
 _T = TypeVar("_T")
 
@@ -257,7 +260,7 @@ class PruneConfig:
     skip_outputs: bool = attrs.field(default=False, validator=_boolean)
     effort: Literal["fast", "normal", "high"] = attrs.field(default="normal", validator=_effort)
     repair: tuple[str, ...] = attrs.field(default=("auto",), converter=_to_repairs, validator=_repairs)
-    masking: Literal["auto", "forward", "in-place", "project"] = attrs.field(default="auto", validator=_masking)
+    masking: Masking | Literal["auto"] = attrs.field(default="auto", validator=_masking)
     gradient: Literal["masked", "ste", "sr-ste"] = attrs.field(default="masked", validator=_gradient)
     sr_ste_decay: float = attrs.field(default=2e-4, validator=_decay)
     start_step: int = attrs.field(default=0, validator=_steps)

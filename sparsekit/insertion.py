@@ -9,13 +9,14 @@ from sparsekit.graph.node import Edge, LiveNode
 from sparsekit.masking import LayerMask, MaskDescription
 from sparsekit.planning import PlannedLayer
 from sparsekit.plugins import Registry
+from sparsekit.variable_reads import mask_gradients
 
 
-def insert_masks(graph: tf.Graph, layers: tuple[PlannedLayer, ...], registry: Registry) -> tuple[tf.Variable, ...]:
+def insert_masks(graph: tf.Graph, layers: tuple[PlannedLayer, ...], registry: Registry) -> list[LayerMask]:
     """Give every planned layer a mask, and let its ops read the masked weight.
 
     Returns:
-        The new variables: mask and batch count of each layer.
+        The mask of each layer.
 
     Raises:
         GraphError: a plugin failed; no op reads a mask and no variable was added to a collection.
@@ -38,22 +39,29 @@ def insert_masks(graph: tf.Graph, layers: tuple[PlannedLayer, ...], registry: Re
     for layer, mask in zip(layers, masks, strict=True):
         for site, handler in zip(layer.sites, layer.handlers, strict=True):
             handler.insert_mask(site, mask.apply(_tensor(site.source.tensor)))
-    return tuple(variable for mask in masks for variable in mask.variables)
+        if layer.masking == "in-place":
+            mask_gradients(_owner(layer), layer.decision.name)
+    return masks
 
 
 def _build(graph: tf.Graph, layer: PlannedLayer, registry: Registry) -> LayerMask:
     decision = layer.decision
     assert decision.pattern is not None and decision.axis is not None
-    owner = layer.source.leaves[0]
-    assert isinstance(owner, LiveNode)
     return LayerMask(
         graph,
         decision.name,
         _tensor(layer.source.tensor),
-        owner.operation,
+        _owner(layer),
         MaskDescription(decision.pattern, decision.axis, decision.criterion, decision.update_freq),
         registry.criterion(decision.criterion),
+        layer.masking,
     )
+
+
+def _owner(layer: PlannedLayer) -> tf.Operation:
+    owner = layer.source.leaves[0]
+    assert isinstance(owner, LiveNode)
+    return owner.operation
 
 
 def _tensor(edge: Edge) -> tf.Tensor:

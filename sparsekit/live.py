@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from typing import Any
@@ -16,9 +17,11 @@ from sparsekit.graph.edit import pristine_scope
 from sparsekit.graph.forward import ForwardGraph, differentiated
 from sparsekit.graph.node import LiveGraph
 from sparsekit.insertion import insert_masks
+from sparsekit.live_masking import with_masking
 from sparsekit.masking import SCOPE
 from sparsekit.planning import Planning, make_plan
 from sparsekit.plugins import Registry
+from sparsekit.projection import projected
 from sparsekit.record import Record
 from sparsekit.result import PruneResult
 from sparsekit.target import TargetProfile
@@ -58,7 +61,7 @@ def plan_live(
     """
     require_live(graph)
     view = LiveGraph(graph) if outputs is None else ForwardGraph(graph, outputs)
-    return make_plan(view, config, outputs, registry, target)
+    return with_masking(make_plan(view, config, outputs, registry, target), config)
 
 
 def prune_live(
@@ -73,12 +76,17 @@ def prune_live(
     check_editable(graph, planning, registry)
     text = Record.of(planning.plan).to_text().encode()
     with contextlib.nullcontext() if record is None else staged(record, text):
-        variables = insert_masks(graph, planning.layers, registry)
+        masks = insert_masks(graph, planning.layers, registry)
+        zeros = (mask.zeros for mask in masks if mask.zeros is not None)
+        variables = (*(variable for mask in masks for variable in mask.variables), *zeros)
         with pristine_scope(graph, SCOPE):
             initializer = tf.group(*(variable.initializer for variable in variables), name="initializer")
     if not planning.layers:
         _log.warning("%s No layer was changed.", planning.plan.summary())
-    return PruneResult(planning.plan, variables, initializer)
+    # Of several maskings only this one needs the train op; none of its layers need be able to.
+    to_project = [mask for mask in masks if mask.masking == "project"]
+    projection = functools.partial(projected, graph, to_project) if planning.masking == "project" else None
+    return PruneResult(planning.plan, variables, initializer, projection=projection)
 
 
 def check_editable(graph: tf.Graph, planning: Planning, registry: Registry) -> None:

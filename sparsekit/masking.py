@@ -16,14 +16,31 @@ import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.ops import gen_control_flow_ops, ref_variable, resource_variable_ops
 
+from sparsekit.config import Masking
 from sparsekit.criterion import Criterion
-from sparsekit.gradient import BATCH, DUE, GRADIENT, MASK, NEXT
+from sparsekit.gradient import (
+    BATCH,
+    DIRTY,
+    DUE,
+    GRADIENT,
+    IN_PLACE,
+    MASK,
+    NEXT,
+    PROJECTED,
+    USED,
+    ZEROS,
+    assign,
+    value_of,
+    without_dropped,
+)
 from sparsekit.graph.edit import pristine_scope
 from sparsekit.graph.trace import MASK_ATTRIBUTE
 from sparsekit.pattern import Pattern, keep_planes, ordering_key
 
 SCOPE = "sparsekit"
 """Everything inserted for a layer is named ``<layer>/sparsekit/...``."""
+
+_MASKED = "masked"
 
 
 @attrs.frozen
@@ -59,6 +76,7 @@ class LayerMask:
         owner: the variable's (or constant's) op; state is placed beside it and is of its kind.
         description: pattern, axis, criterion and update frequency.
         criterion: the criterion that the description names.
+        masking: how zeros are kept. All but "forward" need a variable, whose mask is chosen once.
     """
 
     def __init__(
@@ -69,11 +87,13 @@ class LayerMask:
         owner: tf.Operation,
         description: MaskDescription,
         criterion: Criterion,
+        masking: Masking = "forward",
     ) -> None:
         self._graph = graph
         self._scope = f"{layer}/{SCOPE}"
         self._owner = owner
         self._description = description
+        self.masking = masking
         self._masked: dict[str, tf.Tensor] = {}
         with pristine_scope(graph, self._scope, owner):
             shape, dtype = weight.shape.as_list(), weight.dtype.base_dtype
@@ -93,7 +113,14 @@ class LayerMask:
             _, weight_when_due = gen_control_flow_ops.switch(weight, due)
             score = criterion.score(weight_when_due, description.axis)
             chosen = tf.cast(keep_tensor(score, description.axis, description.pattern), dtype, name="chosen")
-            self._used, _ = gen_control_flow_ops.merge([stored, chosen], name="used")
+            self._used, _ = gen_control_flow_ops.merge([stored, chosen], name=USED)
+            self.zeros = None
+            if masking != "forward":
+                self.zeros = _variable(by_reference, ZEROS, tf.int64, lambda: tf.fill([], tf.constant(-1, tf.int64)))
+                # After a batch whose update nobody projected the two counts differ.
+                was_written = self.zeros.value() + 1
+                dirty = tf.less(was_written, 1) if masking == "in-place" else tf.not_equal(was_written, following)
+                self._dirty = tf.logical_or(due, dirty, name=DIRTY)
 
     @property
     def variables(self) -> tuple[tf.Variable, tf.Variable]:
@@ -101,17 +128,38 @@ class LayerMask:
         return self.mask, self.batch
 
     def apply(self, weight: tf.Tensor) -> tf.Tensor:
-        """The weight times its mask; the same tensor for the same weight tensor."""
+        """The weight without what its mask drops; the same tensor for the same weight tensor."""
         if weight.name not in self._masked:
-            with (
-                pristine_scope(self._graph, self._scope, self._owner),
-                self._graph.gradient_override_map({"Mul": GRADIENT}),
-            ):
-                masked = tf.multiply(weight, self._used, name="masked")
+            with pristine_scope(self._graph, self._scope, self._owner):
+                masked = self._multiplied(weight) if self.masking == "forward" else self._handed_on(weight)
             text = self._description.to_text().encode()
             masked.op._set_attr(MASK_ATTRIBUTE, attr_value_pb2.AttrValue(s=text))
             self._masked[weight.name] = masked
         return self._masked[weight.name]
+
+    def project(self, update: tf.Operation | tf.Tensor) -> tf.Operation:
+        """Write zeros where the mask drops, after ``update`` has run, and note down that this was done."""
+        variable = self._owner.outputs[0]
+        assert self.zeros is not None
+        with pristine_scope(self._graph, self._scope, self._owner), self._graph.control_dependencies([update]):
+            # A multiply is what TensorFlow does fastest; where it leaves -0.0, stripping does not.
+            masked = value_of(variable, self.mask.dtype.base_dtype) * self.mask.read_value()
+            with self._graph.control_dependencies([assign(variable, masked)]):
+                return assign(self.zeros.op.outputs[0], self.batch.read_value())
+
+    def _multiplied(self, weight: tf.Tensor) -> tf.Tensor:
+        with self._graph.gradient_override_map({"Mul": GRADIENT}):
+            return tf.multiply(weight, self._used, name=_MASKED)
+
+    def _handed_on(self, weight: tf.Tensor) -> tf.Tensor:
+        """The weight as it is; masked only while its variable holds more than it should. Both cost nothing else."""
+        clean, more = gen_control_flow_ops.switch(weight, self._dirty)
+        _, used_then = gen_control_flow_ops.switch(self._used, self._dirty)
+        effective, _ = gen_control_flow_ops.merge([clean, without_dropped(more, used_then)])
+        # Of both, for gradients to go past the switch.
+        gradient = IN_PLACE if self.masking == "in-place" else PROJECTED
+        with self._graph.gradient_override_map({"IdentityN": gradient}):
+            return tf.identity_n([weight, effective], name=_MASKED)[1]
 
 
 def keep_tensor(score: tf.Tensor, axis: int, pattern: Pattern) -> tf.Tensor:

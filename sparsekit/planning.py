@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 import attrs
 
-from sparsekit.config import LayerSettings, PruneConfig, names_in_use
+from sparsekit.config import LayerSettings, Masking, PruneConfig, names_in_use
 from sparsekit.errors import ConfigError, ModelError, near_matches
 from sparsekit.graph.forward import forward_nodes, last_before_outputs
 from sparsekit.graph.node import FunctionView, GraphView, LiveGraph, Node
@@ -74,7 +74,7 @@ class Plan:
         target: the target profile that was asked for, None if none was.
         worth_leaving_dense: of a model at rest, the pruned layers that are tiny or come last before the outputs. In one
             shot these decide more about accuracy than the rest, and they hardly count for speed.
-        masking: of a model that trains eagerly, a sentence on how zeros are kept, and why.
+        masking: of a live graph or a model that trains eagerly, a sentence on how zeros are kept, and why.
     """
 
     decisions: tuple[LayerDecision, ...]
@@ -158,11 +158,12 @@ def why(decision: LayerDecision) -> str:
 
 @attrs.frozen(eq=False)
 class PlannedLayer:
-    """A layer that is to be pruned, with all that is needed to do it."""
+    """A layer that is to be pruned, with all that is needed to do it; in a live graph also how its zeros are kept."""
 
     decision: LayerDecision
     sites: tuple[WeightSite, ...]
     handlers: tuple[OpHandler, ...]
+    masking: Masking = "forward"
 
     @property
     def source(self) -> WeightSource:
@@ -177,11 +178,13 @@ class Planning:
         plan: what users see.
         layers: the layers to be pruned, in the plan's order.
         sites: for every decision whose weight was found, the places where it enters its ops.
+        masking: of a live graph, how zeros are kept, but for layers that cannot do that.
     """
 
     plan: Plan
     layers: tuple[PlannedLayer, ...]
     sites: dict[LayerDecision, tuple[WeightSite, ...]]
+    masking: Masking = "forward"
 
 
 @attrs.frozen(eq=False)

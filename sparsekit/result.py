@@ -141,7 +141,8 @@ class PruneResult:
 
     Attributes:
         plan: every layer with its decision.
-        variables: of a live graph, the new variables: a mask and a batch count per pruned layer.
+        variables: of a live graph, the new variables: a mask and a batch count per pruned layer; then, of each layer
+            whose variable is to hold zeros (masking "in-place" and "project"), the batch count after which it did.
         initializer: of a live graph, an operation that initializes ``variables`` alone, for a session whose other
             variables were restored or initialized in another way.
         model: of a model at rest, the pruned one.
@@ -158,6 +159,7 @@ class PruneResult:
     normalizations: tuple[NormalizationAccount, ...] = attrs.field(default=(), repr=False)
     calibrated: CalibratedStart | None = attrs.field(default=None, repr=False)
     _reporting: Callable[[], Report] | None = attrs.field(default=None, repr=False)
+    _projection: Callable[[Any], Any] | None = attrs.field(default=None, repr=False)
 
     def start(self, session: Any) -> None:
         """Let a session of a live graph start from what calibration chose: weights, biases, masks and batch counts.
@@ -179,6 +181,30 @@ class PruneResult:
                 hint="Without them masks are chosen at the first training batch.",
             )
         self.calibrated.load(session)
+
+    def project(self, train_op: Any) -> Any:
+        """With masking "project": what a session is to run instead of a train op of a live graph.
+
+        It does the same and then writes zeros where the masks drop. Batches of a train op without it are right, too:
+        the forward pass masks the weights then, at the cost of a multiply.
+
+        Args:
+            train_op: an operation or tensor that updates weights, of any optimizer.
+
+        Returns:
+            An operation, or for a tensor its value.
+
+        Raises:
+            GraphError: the masking is another one, it is nothing of the graph, or the graph is finalized.
+        """
+        if self._projection is None:
+            raise GraphError(
+                "zeros are not kept by projection",
+                where="project",
+                expected='a live graph that was pruned with masking = "project"',
+                hint=self.plan.masking,
+            )
+        return self._projection(train_op)
 
     @property
     def graph_def(self) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from sparsekit.artefact.model import Array, Change, Model
 from sparsekit.artefact.rewriting import FREEZE_AND_STRIP, Edits
 from sparsekit.errors import ModelError
-from sparsekit.gradient import BATCH, MASK
+from sparsekit.gradient import BATCH, MARKS, MASK, READS
 from sparsekit.graph.forward import reached
 from sparsekit.graph.node import Node, ProtoGraph
 from sparsekit.graph.order import input_node
@@ -80,6 +80,7 @@ def strip_masks(
         if name in inserted:
             raise ModelError(f"'{name}' is an op of a mask, which strip takes out", where="outputs")
     fold = _Folding(model, registry, inserted, frozenset((*(outputs or ()), *(model.outputs or ()))))
+    fold.edits.unmarked = {node.name: MARKS for node in view.nodes() if node.attr(READS) is not None}
     for layer in track(layers, "Checking masks"):
         fold.layer(layer)
     if fold.due:
@@ -100,9 +101,9 @@ def _masked_layers(view: ProtoGraph) -> list[_MaskedLayer]:
         # Folded, the state beside it is gone as well.
         named = bool(found) and name.startswith("masked")
         named = named and (node.op == "Const" or view.node(f"{layer}/{SCOPE}/{MASK}") is not None)
-        if (described or named) and not (described and node.op == "Mul"):
+        if (described or named) and not (described and node.op in ("Mul", "IdentityN")):
             raise ModelError(
-                f"its mask is no longer the multiply that was inserted but a {node.op}",
+                f"its mask is no longer the op that was inserted but a {node.op}",
                 where=node.name,
                 hint="The graph was optimized after it was frozen. Strip it first, then optimize.",
             )

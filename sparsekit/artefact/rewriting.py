@@ -35,6 +35,8 @@ class Edits:
     """For a removed node, what its readers read instead."""
     added: list[tuple[str, str, Callable[[], np.ndarray]]] = attrs.Factory(list)
     """New constants of the main graph: (the constant to stand beside, name, value)."""
+    unmarked: dict[str, tuple[str, ...]] = attrs.Factory(dict)
+    """Attributes that go, by the node of the main graph that loses them."""
     biases: tuple[AddedBias, ...] = ()
     """What is added to the outputs of ops that stay."""
 
@@ -74,6 +76,8 @@ def rewritten(graph_def: Any, edits: Edits) -> Any:
         _copy(node, result.node, values.get(old_name))
         if edits.removed:
             _redirect(result.node[-1], edits)
+        for attribute in edits.unmarked.get(old_name, ()):
+            result.node[-1].attr.pop(attribute, None)
         for name, value in beside.get(old_name, ()):
             _copy(node, result.node, value)
             result.node[-1].name = name

@@ -61,7 +61,8 @@ def prune_live_calibrated(
         _calibrated(planning, samples, session, config, registry, outputs) if planning.layers else _Chosen(planning)
     )
     result = prune_live(graph, _inside(chosen.planning, registry), registry, record)
-    state = tuple(zip(chosen.masks, result.variables[::2], result.variables[1::2], strict=True))
+    variables = result.variables[: 2 * len(chosen.masks)]
+    state = tuple(zip(chosen.masks, variables[::2], variables[1::2], strict=True))
     start = CalibratedStart(graph, chosen.values, state, chosen.others, session)
     return attrs.evolve(
         result,

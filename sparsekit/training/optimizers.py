@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 import tensorflow as tf
 
-from sparsekit.config import PruneConfig
+from sparsekit.config import Masking, PruneConfig
 from sparsekit.training.weights import MaskedWeight
-
-Masking = Literal["forward", "in-place", "project"]
 
 # Each weight's update depends on its own gradient, state and value alone, and a weight of zero without a gradient
 # stays zero: tested over 50 steps.

@@ -1,0 +1,86 @@
+"""How zeros are kept in a live graph: what is asked for, and which layers that can serve."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import attrs
+import tensorflow as tf
+
+from sparsekit.config import Masking, PruneConfig
+from sparsekit.graph.node import LiveNode
+from sparsekit.planning import PlannedLayer, Planning
+from sparsekit.variable_reads import has_own_gradient, python_variables, reads
+
+_SHOWN = 5
+_WHY: dict[Masking, str] = {
+    "forward": "as configured",
+    "in-place": "as configured; for optimizers that leave a weight of zero without a gradient where it is",
+    "project": "as configured; in the forward pass until a train op is built with result.project(train_op)",
+}
+
+
+def with_masking(planning: Planning, config: PruneConfig) -> Planning:
+    """The planning with how every layer's zeros are kept, and a sentence of it in the plan."""
+    if config.masking == "auto":
+        sentence = "Masking: forward (safe with every optimizer that a graph may get; in-place costs less)."
+        return _told(planning, sentence)
+    if config.masking == "forward":
+        return _told(planning, f"Masking: forward ({_WHY['forward']}).")
+    obstacles = {layer.decision.name: _obstacle(layer, config.masking) for layer in planning.layers}
+    layers = tuple(
+        layer if obstacles[layer.decision.name] else attrs.evolve(layer, masking=config.masking)
+        for layer in planning.layers
+    )
+    sentence = f"Masking: {config.masking} ({_WHY[config.masking]}){_others(obstacles)}."
+    return _told(attrs.evolve(planning, layers=layers, masking=config.masking), sentence)
+
+
+def _told(planning: Planning, sentence: str) -> Planning:
+    return attrs.evolve(planning, plan=attrs.evolve(planning.plan, masking=sentence if planning.layers else ""))
+
+
+def _others(obstacles: dict[str, str]) -> str:
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for layer, reason in obstacles.items():
+        if reason:
+            by_reason[reason].append(layer)
+    return "".join(f"; forward for {_some(layers)}: {reason}" for reason, layers in by_reason.items())
+
+
+def _some(layers: list[str]) -> str:
+    more = len(layers) - _SHOWN
+    return ", ".join(layers[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _obstacle(layer: PlannedLayer, masking: Masking) -> str:
+    """Why a layer must be masked in the forward pass, "" if it need not."""
+    if layer.decision.update_freq:
+        return (
+            "masks that are chosen again need the dropped values, and momentum in an optimizer that is not built yet "
+            "would move them (update_freq = 0 chooses once)"
+        )
+    variables = {leaf.operation for site in layer.sites for leaf in site.source.leaves if isinstance(leaf, LiveNode)}
+    if len(variables) > 1:
+        return "the weight lies in several variables"
+    (variable,) = variables
+    if variable.type == "Const":
+        return "the weight is a constant"
+    return _unreachable_gradient(layer, variable) if masking == "in-place" else ""
+
+
+def _unreachable_gradient(layer: PlannedLayer, variable: tf.Operation) -> str:
+    """Why not every gradient for the variable can be masked, "" if it can."""
+    if not python_variables(variable):
+        return "the variable is in no collection, so that later readers of it are not known"
+    known = reads(variable)
+    if any(has_own_gradient(read) for read in known):
+        return "a read of the variable has a gradient of its own"
+    for site in layer.sites:
+        assert isinstance(site.source.tensor.node, LiveNode)
+        read = site.source.tensor.node.operation
+        while read not in known and read.type == "Identity" and read.inputs[0].op is not variable:
+            read = read.inputs[0].op
+        if read not in known:
+            return "the variable is used without a read of it"
+    return ""

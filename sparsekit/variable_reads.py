@@ -1,0 +1,74 @@
+"""Whoever reads a variable of a live graph, now or later, sends a masked gradient back to it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.core.framework import attr_value_pb2
+from tensorflow.python.ops import resource_variable_ops
+
+from sparsekit.gradient import MARKS, READING
+from sparsekit.masking import SCOPE
+
+
+def mask_gradients(variable: tf.Operation, layer: str) -> None:
+    """Let every gradient for a variable be masked, that of a regularizer, say, as that of the layer.
+
+    Args:
+        variable: its op.
+        layer: whose mask.
+    """
+    mark = functools.partial(_mark, variable=variable, scope=f"{layer}/{SCOPE}")
+    for read in reads(variable):
+        mark(read)
+    for found in python_variables(variable):
+        name = "_read_variable_op" if resource_variable_ops.is_resource_variable(found) else "read_value"
+        # An attribute of the object: reads that are built later are ops of their own.
+        setattr(found, name, _marking(getattr(found, name), mark))
+
+
+def reads(variable: tf.Operation) -> list[tf.Operation]:
+    """The ops that read it, in the main graph, as far as a gradient flows back through them."""
+    kind = "ReadVariableOp" if variable.type == "VarHandleOp" else "Identity"
+    return [reader for reader in variable.outputs[0].consumers() if reader.type == kind]
+
+
+def has_own_gradient(read: tf.Operation) -> bool:
+    """Whether somebody else overrode the gradient of the op."""
+    return MARKS[0] in read.node_def.attr
+
+
+def python_variables(variable: tf.Operation) -> list[Any]:
+    """The objects that stand for it in the graph's collections."""
+    return list({id(found): found for found in _in_collections(variable.graph) if _op_of(found) is variable}.values())
+
+
+def _in_collections(graph: tf.Graph) -> Iterator[Any]:
+    for key in graph.get_all_collection_keys():
+        yield from graph.get_collection_ref(key)
+
+
+def _op_of(found: Any) -> tf.Operation | None:
+    if not isinstance(found, tf.Variable):
+        return None
+    return found.handle.op if resource_variable_ops.is_resource_variable(found) else found.op
+
+
+def _marking(read: Callable[..., tf.Tensor], mark: Callable[[tf.Operation], None]) -> Callable[..., tf.Tensor]:
+    @functools.wraps(read)
+    def marked(*arguments: Any, **named: Any) -> tf.Tensor:
+        value = read(*arguments, **named)
+        mark(value.op)
+        return value
+
+    return marked
+
+
+def _mark(read: tf.Operation, variable: tf.Operation, scope: str) -> None:
+    # Inside a function, or through a cond's switch, it reads what stands for the variable there.
+    if read.inputs and read.inputs[0].op is variable and not has_own_gradient(read):
+        for attribute, value in zip(MARKS, (READING, f"{variable.name} {scope}"), strict=True):
+            read._set_attr(attribute, attr_value_pb2.AttrValue(s=value.encode()))
