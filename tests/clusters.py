@@ -1,18 +1,23 @@
 """Several processes of one script on this machine that find each other over gRPC, as TensorFlow's clusters do.
 
-Nothing here waits for ever: whoever takes too long is killed, and the test fails with what they all printed.
+Nothing here waits for ever: whoever takes too long is killed, and the test fails with what they all printed. Run as a
+script it is the host: one fresh interpreter that has imported TensorFlow and forks for every task, since the import
+takes longer than most tasks.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import runpy
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,71 +45,147 @@ class Cluster:
     Args:
         script: a Python script, which finds the cluster in TF_CONFIG.
         jobs: how many tasks every job has.
-        arguments: of the script.
     """
 
-    def __init__(self, script: Path, jobs: Mapping[str, int], arguments: Sequence[Any] = ()) -> None:
-        ports = iter(free_ports(sum(jobs.values())))
-        self.spec = {job: [f"127.0.0.1:{next(ports)}" for _ in range(tasks)] for job, tasks in jobs.items()}
-        self._command = [sys.executable, str(script), *map(str, arguments)]
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._outputs: dict[str, Any] = {}
+    def __init__(self, script: Path, jobs: Mapping[str, int]) -> None:
+        self._script = script
+        self._jobs = jobs
         self._end = time.monotonic() + SECONDS
 
     def __enter__(self) -> Cluster:
-        for job, addresses in self.spec.items():
-            for task in range(len(addresses)):
-                self.start(job, task)
+        self._folder = tempfile.TemporaryDirectory()
+        paths = [str(ROOT), str(ROOT / "plugins"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": os.pathsep.join(paths)}
+        self._host = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
+        self.move()
         return self
 
-    def start(self, job: str, task: int) -> None:
-        """Start a task, or start it again."""
-        config = {"cluster": self.spec, "task": {"type": job, "index": task}}
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "plugins"), str(ROOT / "tests")])
-        environment = {
-            **os.environ,
-            "TF_CONFIG": json.dumps(config),
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-            "PYTHONPATH": os.pathsep.join([paths, os.environ.get("PYTHONPATH", "")]),
-        }
-        output = tempfile.TemporaryFile()
-        name = f"{job} {task}"
-        self._outputs[name] = output
-        self._processes[name] = subprocess.Popen(self._command, env=environment, stdout=output, stderr=output)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._host.stdin
+        self._host.stdin.close()  # it kills what lives
+        self._host.wait()
+        self._folder.cleanup()
+
+    def move(self) -> None:
+        """To other ports, where tasks of the ones before may not have been forgotten yet."""
+        ports = iter(free_ports(sum(self._jobs.values())))
+        self.spec = {job: [f"127.0.0.1:{next(ports)}" for _ in range(tasks)] for job, tasks in self._jobs.items()}
+
+    def start_all(self, *arguments: Any) -> None:
+        for job, tasks in self._jobs.items():
+            for task in range(tasks):
+                self.start(f"{job} {task}", *arguments)
+
+    def start(self, name: str, *arguments: Any) -> None:
+        """Start a task, or start it again.
+
+        Args:
+            name: its job and number.
+            arguments: of the script.
+        """
+        job, _, task = name.partition(" ")
+        config = json.dumps({"cluster": self.spec, "task": {"type": job, "index": int(task)}})
+        argv = [str(self._script), *map(str, arguments)]
+        self._ask("start", name=name, argv=argv, config=config, output=str(self._output(name)))
 
     def wait(self, name: str, expected: int = 0) -> str:
         """Wait until a task ends.
 
         Args:
-            name: the task.
+            name: its job and number.
             expected: its exit status, -9 where it is killed.
 
         Returns:
             What it printed.
         """
-        try:
-            status = self._processes[name].wait(max(self._end - time.monotonic(), 0.1))
-        except subprocess.TimeoutExpired:
-            status = "none"
-        assert status == expected, f"{name}: status {status}\n" + self._all_printed()
-        return self.printed(name)
+        status = self._ask("wait", name=name, seconds=self._end - time.monotonic())
+        assert status == expected, f"{name}: status {status}\n" + "\n".join(
+            f"--- {path.name} printed\n{path.read_text(errors='replace')[-3000:]}"
+            for path in sorted(Path(self._folder.name).iterdir())
+        )
+        return self._output(name).read_text(errors="replace")
 
     def kill(self, name: str) -> None:
-        self._processes[name].kill()
-        self._processes[name].wait()
+        self._ask("kill", name=name)
 
-    def printed(self, name: str) -> str:
-        output = self._outputs[name]
-        output.seek(0)
-        return output.read().decode(errors="replace")
+    def _output(self, name: str) -> Path:
+        return Path(self._folder.name, name)
 
-    def _all_printed(self) -> str:
-        return "\n".join(f"--- {name} printed\n{self.printed(name)[-3000:]}" for name in self._outputs)
+    def _ask(self, verb: str, **arguments: Any) -> Any:
+        assert self._host.stdin and self._host.stdout
+        self._host.stdin.write(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
+        self._host.stdin.flush()
+        answer = self._host.stdout.readline()
+        assert answer, "the host of the cluster died"
+        return json.loads(answer)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for name in self._processes:
+
+# The host
+
+
+class _Host:
+    def __init__(self) -> None:
+        self._pids: dict[str, int] = {}
+
+    def start(self, name: str, argv: list[str], config: str, output: str) -> None:
+        child = os.fork()
+        if child:
+            self._pids[name] = child
+            return
+        status = 1
+        try:
+            file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(file, 1)
+            os.dup2(file, 2)
+            os.environ["TF_CONFIG"] = config
+            sys.argv = argv
+            runpy.run_path(argv[0], run_name="__main__")
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)  # servers and strategies do not always let a process end
+
+    def wait(self, name: str, seconds: float) -> int | None:
+        end = time.monotonic() + seconds
+        while True:
+            pid, status = os.waitpid(self._pids[name], os.WNOHANG)
+            if pid:
+                del self._pids[name]
+                return os.waitstatus_to_exitcode(status)
+            if time.monotonic() > end:
+                return None
+            time.sleep(0.02)
+
+    def kill(self, name: str) -> None:
+        if name in self._pids:
+            os.kill(self._pids[name], signal.SIGKILL)
+            os.waitpid(self._pids.pop(name), 0)
+
+    def kill_all(self) -> None:
+        for name in list(self._pids):
             self.kill(name)
-        for output in self._outputs.values():
-            output.close()
+
+
+def _serve() -> None:
+    import keras  # noqa: F401
+    import tensorflow  # noqa: F401
+
+    from sparsekit.plugins import default_registry
+
+    default_registry()
+    host = _Host()
+    for line in sys.stdin:
+        request = json.loads(line)
+        print(json.dumps(getattr(host, request.pop("verb"))(**request)), flush=True)
+    host.kill_all()
+
+
+if __name__ == "__main__":
+    _serve()

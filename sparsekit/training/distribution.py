@@ -112,7 +112,7 @@ class Distribution:
             return
         key = "masking" if config.masking == "forward" else "gradient"
         raise ConfigError(
-            f"{getattr(config, key)!r} masks weights where they are read, and under {type(self.strategy).__name__} "
+            f"{getattr(config, key)!r} masks weights where they are read, and under {_name(self.strategy)} "
             "every device reads a copy of its own",
             where=f"{config.source}: {key}",
             expected='masking "auto", "in-place" or "project"' if key == "masking" else '"masked"',
@@ -125,7 +125,6 @@ class Distribution:
         Raises:
             GraphError: it does not, under this strategy.
         """
-        name = type(self.strategy).__name__
         if isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy):
             why = "Keras 3 adds up what the workers' metrics hold in a way that fails"
         elif self.asynchronous:
@@ -133,7 +132,7 @@ class Distribution:
         else:
             return
         raise GraphError(
-            f"Keras' fit does not work under {name}, with masks or without: {why}",
+            f"Keras' fit does not work under {_name(self.strategy)}, with masks or without: {why}",
             where=where,
             expected="a loop of your own",
             hint=f"Wrap the optimizer and train in a loop:\n{self._loop()}",
@@ -165,6 +164,13 @@ def _strategy_of(variable: Any) -> Any:
     return getattr(variable, "_distribute_strategy", None)
 
 
+def _name(strategy: Any) -> str:
+    """What users call it; its class may have another name."""
+    names = {"CollectiveAllReduceStrategy": "MultiWorkerMirroredStrategy"}
+    name = type(strategy).__name__.removesuffix("V1").removesuffix("V2")
+    return names.get(name, name)
+
+
 def _require_known(where: str, strategy: Any) -> None:
     known = (
         tf.distribute.OneDeviceStrategy,
@@ -177,11 +183,11 @@ def _require_known(where: str, strategy: Any) -> None:
     if isinstance(strategy, tf.distribute.experimental.CentralStorageStrategy):
         found = "Keras 3 does not train under CentralStorageStrategy: its steps fail"
     else:
-        found = f"is made for {type(strategy).__name__}, under which nobody has tried masks"
+        found = f"is made for {_name(strategy)}, under which nobody has tried masks"
     raise GraphError(
         found,
         where=where,
-        expected=", ".join(kind.__name__.removesuffix("V2") for kind in known),
+        expected="OneDeviceStrategy, MirroredStrategy, MultiWorkerMirroredStrategy or ParameterServerStrategy",
         hint="On one machine take MirroredStrategy.",
     )
 

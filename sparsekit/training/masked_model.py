@@ -145,7 +145,10 @@ class MaskedModel:
             optimizer,
             self.weights,
             choice,
-            lambda: self._distribution.once(lambda: self._after(choice.masking == "project", id(optimizer))),
+            # No functions without names: these may be traced by AutoGraph, which must find their source.
+            functools.partial(
+                self._distribution.once, functools.partial(self._after, choice.masking == "project", id(optimizer))
+            ),
         )
         self._wrapped[id(optimizer)] = wrapped
         self._distribution.once(lambda: self._clear(wrapped))
@@ -154,7 +157,7 @@ class MaskedModel:
     def step(self) -> None:
         """To be called after every step of an optimizer that is not wrapped, inside a ``tf.function`` or out of it."""
         self._require_open()
-        self._distribution.once(lambda: self._after(True, None))
+        self._distribution.once(functools.partial(self._after, True, None))
 
     def settle(self) -> None:
         """Make weights, masks and optimizers agree; the callback does this at the start of every epoch.
@@ -186,7 +189,8 @@ class MaskedModel:
             if moved:
                 _log.warning(
                     "%s: %d dropped weights were not zero any more and are again: what wrote them (averages of "
-                    "weights, an optimizer that was not wrapped, a fit without the callback) knew no masks.",
+                    "weights, an optimizer that was not wrapped, a fit without the callback) knew no masks, or "
+                    "older ones (workers that do not wait for each other).",
                     weight.name,
                     moved,
                 )

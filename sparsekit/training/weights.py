@@ -126,7 +126,7 @@ class MaskedWeight:
     def project(self) -> None:
         """Take what an optimizer made of dropped weights out again."""
         if self._reading is None:
-            self._on_copies(lambda: self.variable.assign(self._value() * self.mask.read_value()))
+            self._on_copies(self._project)
 
     def take_dropped_from(self, slot: Any) -> None:
         """Write zeros where the mask drops into an optimizer's variable of the weight's shape."""
@@ -151,6 +151,13 @@ class MaskedWeight:
         """The share of sum |w| that the mask keeps, float64; 1 where dropped values are not known any more."""
         whole = self._value() if self.shadow is None else self._value() + self.shadow.read_value()
         return tf.math.divide_no_nan(_magnitude(self.kept()), _magnitude(whole))
+
+    def _project(self) -> None:
+        if self._distribution.asynchronous:
+            # What another worker adds to kept weights in between is not lost.
+            self.variable.assign_sub(self._value() * (1 - self.mask.read_value()))
+        else:
+            self.variable.assign(self._value() * self.mask.read_value())
 
     def _on_copies(self, do: Callable[[], object]) -> None:
         self._distribution.on_copies(self.variable, do)

@@ -20,21 +20,19 @@ CONFIG = {"update_freq": 3}
 STEPS = 10
 
 
-def _run(folder: Path, victim: int, fatal: int) -> None:
-    """Two workers; whoever is left behind by the victim is ended, as whatever starts a cluster would do it."""
-    with Cluster(SCRIPT, {"worker": 2}, [folder, json.dumps(CONFIG), STEPS, victim, fatal]) as cluster:
-        if victim < 0:
-            cluster.wait("worker 0")
-            cluster.wait("worker 1")
-        else:
-            cluster.wait(f"worker {victim}", -9)
-
-
 @pytest.mark.slow
 def test_workers_agree_and_a_killed_one_goes_on_with_the_same_masks(tmp_path: Path) -> None:
-    _run(tmp_path, 1, 5)
-    _run(tmp_path, 0, 9)  # from the checkpoint of step 4 on
-    _run(tmp_path, -1, 0)  # from that of step 8
+    with Cluster(SCRIPT, {"worker": 2}) as cluster:
+        # From the start on, from the checkpoint of step 4, and from that of step 8. Whoever is left behind is ended, as
+        # what starts clusters does it.
+        for victim, fatal in ((1, 5), (0, 9)):
+            cluster.start_all(tmp_path, json.dumps(CONFIG), STEPS, victim, fatal)
+            cluster.wait(f"worker {victim}", -9)
+            cluster.kill(f"worker {1 - victim}")
+            cluster.move()
+        cluster.start_all(tmp_path, json.dumps(CONFIG), STEPS, -1, 0)
+        for index in range(2):
+            cluster.wait(f"worker {index}")
     seen: dict[int, Any] = {}
     for index in range(2):
         steps = read_logbook(tmp_path / f"worker-{index}.jsonl")
