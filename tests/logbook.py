@@ -21,10 +21,10 @@ class Logbook:
     def write(self, step: int, result: Any) -> None:
         line = {
             "step": step,
-            "masks": _digest(weight.mask for weight in result.weights),
-            "weights": _digest(weight.variable for weight in result.weights),
-            "dropped": max(float(abs(w.variable.numpy() * (w.mask.numpy() == 0)).max()) for w in result.weights),
-            "flips": sum(int(weight.flips.numpy()) for weight in result.weights),
+            "masks": [_digest(weight.mask) for weight in result.weights],
+            "weights": [_digest(weight.variable) for weight in result.weights],
+            "dropped": [float(abs(w.variable.numpy() * (w.mask.numpy() == 0)).max()) for w in result.weights],
+            "flips": [int(weight.flips.numpy()) for weight in result.weights],
         }
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -34,5 +34,5 @@ def read_logbook(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _digest(variables: Any) -> str:
-    return hashlib.sha256(b"".join(variable.numpy().tobytes() for variable in variables)).hexdigest()
+def _digest(variable: Any) -> str:
+    return hashlib.sha256(variable.numpy().tobytes()).hexdigest()

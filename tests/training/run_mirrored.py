@@ -94,9 +94,7 @@ def resumes(strategy: Any, folder: Path) -> bool:
     model.save(folder / "model.keras")
     loaded = keras.models.load_model(folder / "model.keras")
     ends += [[variable.numpy() for variable in loaded.variables], [variable.numpy() for variable in model.variables]]
-    return all(
-        len(a) == len(b) and all(map(np.array_equal, a, b)) for a, b in ((ends[0], ends[1]), (ends[2], ends[3]))
-    )
+    return all(len(a) == len(b) and all(map(np.array_equal, a, b)) for a, b in ((ends[0], ends[1]), (ends[2], ends[3])))
 
 
 def in_a_loop(strategy: Any, own: bool) -> dict[str, Any]:
@@ -142,6 +140,13 @@ def refusals(strategy: Any) -> Iterator[str]:
             yield "not refused"
         except SparsekitError as error:
             yield str(error)
+    mesh = keras.distribution.DeviceMesh((2,), ["batch"], ["cpu:0", "cpu:1"])
+    keras.distribution.set_distribution(keras.distribution.DataParallel(mesh))
+    try:
+        sparsekit.prune(model)
+    except SparsekitError as error:
+        yield str(error)
+    keras.distribution.set_distribution(None)
     sparsekit.prune(model).finalize()  # nothing was left half-done
 
 

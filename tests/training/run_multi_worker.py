@@ -17,6 +17,7 @@ from keras_nets import X, Y, net
 from logbook import Logbook
 
 import sparsekit
+from sparsekit.errors import GraphError
 
 EVERY = 4
 """Steps between checkpoints."""
@@ -31,6 +32,10 @@ def main(folder: Path, config: str, steps: int, victim: int, fatal: int) -> None
         optimizer.build(model.trainable_variables)
     result = sparsekit.prune(model, json.loads(config))
     result.wrap(optimizer)
+    try:
+        result.callback  # noqa: B018
+    except GraphError as error:
+        print(error)
     loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
 
     @tf.function
