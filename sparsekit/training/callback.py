@@ -37,7 +37,7 @@ class SparsityCallback(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         # By now other callbacks have restored what they restore.
         self._masked.settle()
-        self._flips = {weight.name: int(weight.flips) for weight in self._masked.weights}
+        self._flips = {weight.name: int(weight.flips.numpy()) for weight in self._masked.weights}
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if logs is not None and self._masked.weights:
@@ -48,8 +48,7 @@ class SparsityCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_end(self, logs: Any = None) -> None:
         # A moving average of weights, if the optimizer has written one at the end, began before the masks.
-        for weight in self._masked.weights:
-            weight.enforce()
+        self._masked.enforce()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -59,7 +58,7 @@ class SparsityCallback(keras.callbacks.Callback):  # type: ignore[misc]
         for weight in self._masked.weights:
             scalars[f"sparsity/density/{weight.name}"] = float(weight.density())
             scalars[f"sparsity/retained/{weight.name}"] = float(weight.retained())
-            scalars[f"sparsity/flips/{weight.name}"] = int(weight.flips) - self._flips[weight.name]
+            scalars[f"sparsity/flips/{weight.name}"] = int(weight.flips.numpy()) - self._flips[weight.name]
         return scalars
 
     def _histograms(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from sparsekit.config import PruneConfig
 from sparsekit.errors import ConfigError, GraphError
 from sparsekit.planning import Plan, Planning
 from sparsekit.plugins import Registry
+from sparsekit.training.distribution import Distribution
 from sparsekit.training.optimizers import WrappedOptimizer, chosen_masking
 from sparsekit.training.reading import Backward
 from sparsekit.training.schedule import Schedule
@@ -52,15 +53,23 @@ class MaskedModel:
         self._config = config
         self._planned = planning.plan
         choice = chosen_masking(config, model, None)
-        backward = Backward(config.gradient, config.sr_ste_decay) if choice.masking == "forward" else None
-        self.weights: Sequence[MaskedWeight] = masked_weights(traced, planning.layers, registry, backward)
+        self._distribution = Distribution.of(name_of(model), traced.variables.values())
+        backward = None
+        if choice.masking == "forward":
+            self._distribution.require_forward(config)
+            backward = Backward(config.gradient, config.sr_ste_decay)
+        self.weights: Sequence[MaskedWeight] = masked_weights(
+            traced, planning.layers, registry, backward, self._distribution
+        )
         self._groups = _by_schedule(self.weights, config)
-        self._steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="steps")
+        with self._distribution.scope():
+            self._steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="steps")
         self._wrapped: dict[int, WrappedOptimizer] = {}
         self._finalized = False
         if config.start_step == 0:
-            self._choose(self.weights, count=False)
-        self._state = MaskState(model, choice.masking == "forward", self._steps, self.weights)
+            self._distribution.once(lambda: self._choose(self.weights, count=False))
+        with self._distribution.scope():
+            self._state = MaskState(model, choice.masking == "forward", self._steps, self.weights)
         self._warn(config)
         retrace(model)
         self.install()
@@ -133,16 +142,22 @@ class MaskedModel:
         if choice.masking == "in-place" and ";" in choice.why:
             _log.warning("%s Dropped weights may move between steps; finalize() takes that out again.", choice)
         wrapped = WrappedOptimizer(
-            optimizer, self.weights, choice, functools.partial(self._after, choice.masking == "project", id(optimizer))
+            optimizer,
+            self.weights,
+            choice,
+            # No functions without names: these may be traced by AutoGraph, which must find their source.
+            functools.partial(
+                self._distribution.once, functools.partial(self._after, choice.masking == "project", id(optimizer))
+            ),
         )
         self._wrapped[id(optimizer)] = wrapped
-        self._clear(wrapped)
+        self._distribution.once(lambda: self._clear(wrapped))
         return optimizer
 
     def step(self) -> None:
         """To be called after every step of an optimizer that is not wrapped, inside a ``tf.function`` or out of it."""
         self._require_open()
-        self._after(True, None)
+        self._distribution.once(functools.partial(self._after, True, None))
 
     def settle(self) -> None:
         """Make weights, masks and optimizers agree; the callback does this at the start of every epoch.
@@ -154,16 +169,11 @@ class MaskedModel:
             ConfigError: a checkpoint of another ``masking`` was restored.
         """
         self._require_open()
-        if self._state.came_without_masks():
-            for weight in self.weights:
-                weight.forget()
-            if self._config.start_step == 0:
-                self._choose(self.weights, count=False)
-        for weight in self.weights:
-            weight.enforce()
-        for wrapped in self._wrapped.values():
-            if wrapped.choice.masking == "in-place":
-                wrapped.clear_momenta()
+        self._distribution.once(self._settle)
+
+    def enforce(self) -> None:
+        """Write zeros where masks drop and something else than training wrote the weights; `settle` does this, too."""
+        self._distribution.once(self._enforce)
 
     def finalize(self) -> Any:
         """Leave plain zeros in plain variables, and optimizers as they were; a second call changes nothing.
@@ -175,11 +185,12 @@ class MaskedModel:
             return self.model
         self._finalized = True
         for weight in self.weights:
-            moved = weight.release()
+            moved = self._distribution.once(weight.release)
             if moved:
                 _log.warning(
                     "%s: %d dropped weights were not zero any more and are again: what wrote them (averages of "
-                    "weights, an optimizer that was not wrapped, a fit without the callback) knew no masks.",
+                    "weights, an optimizer that was not wrapped, a fit without the callback) knew no masks, or "
+                    "older ones (workers that do not wait for each other).",
                     weight.name,
                     moved,
                 )
@@ -191,7 +202,11 @@ class MaskedModel:
 
     @functools.cached_property
     def callback(self) -> Any:
-        """For ``model.fit(..., callbacks=[...])``: keeps the masks, and adds sparsity to the logs of every epoch."""
+        """For ``model.fit(..., callbacks=[...])``: keeps the masks, and adds sparsity to the logs of every epoch.
+
+        Raises:
+            GraphError: see :meth:`make_callback`.
+        """
         return self.make_callback()
 
     def make_callback(self, log_dir: str | os.PathLike[str] | None = None, histogram_freq: int = 0) -> Any:
@@ -204,10 +219,30 @@ class MaskedModel:
 
         Returns:
             A Keras callback, to be used instead of :attr:`callback`. Put it before callbacks that read logs.
+
+        Raises:
+            GraphError: Keras cannot fit the model under the strategy that it was made for; the message shows the loop.
         """
         from sparsekit.training.callback import SparsityCallback
 
+        self._distribution.require_fit(name_of(self.model))
+
         return SparsityCallback(self, log_dir, histogram_freq)
+
+    def _settle(self) -> None:
+        if self._state.came_without_masks():
+            for weight in self.weights:
+                weight.forget()
+            if self._config.start_step == 0:
+                self._choose(self.weights, count=False)
+        self._enforce()
+        for wrapped in self._wrapped.values():
+            if wrapped.choice.masking == "in-place":
+                wrapped.clear_momenta()
+
+    def _enforce(self) -> None:
+        for weight in self.weights:
+            weight.enforce()
 
     def _after(self, project: bool, optimizer: int | None) -> None:
         """What follows a step, in its graph."""
@@ -216,7 +251,8 @@ class MaskedModel:
                 weight.project()
         if not any(schedule.needs_steps for schedule in self._groups):
             return
-        step = tf.identity(self._steps.assign_add(1))
+        self._steps.assign_add(1)
+        step = self._steps.read_value()
         for schedule, weights in self._groups.items():
             if schedule.needs_steps:
                 choose = functools.partial(self._choose_and_clear, weights, optimizer)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
-import tensorflow as tf
 
 from sparsekit.config import Masking, PruneConfig
+from sparsekit.training.distribution import identity
 from sparsekit.training.weights import MaskedWeight
 
 # Each weight's update depends on its own gradient, state and value alone, and a weight of zero without a gradient
@@ -100,7 +100,7 @@ class WrappedOptimizer:
         self.optimizer = optimizer
         self.choice = choice
         self._weights = weights
-        self._by_handle = {id(weight.variable.handle): weight for weight in weights}
+        self._by_variable = {identity(weight.variable): weight for weight in weights}
         self._after_step = after_step
         self._original = optimizer.apply
         # An attribute of the object: its class, its config and what is saved of it stay as they are.
@@ -113,14 +113,14 @@ class WrappedOptimizer:
     def clear_momenta(self) -> None:
         """Take the momentum of dropped weights away: it would move them."""
         for weight, slot in self._momenta():
-            slot.assign(slot.read_value() * tf.cast(weight.mask.read_value(), slot.dtype))
+            weight.take_dropped_from(slot)
 
     def _apply(self, grads: Any, trainable_variables: Any = None) -> Any:
         grads = list(grads)
         variables = self.optimizer._trainable_variables if trainable_variables is None else list(trainable_variables)
         if len(grads) != len(variables):
             return self._original(grads, trainable_variables)  # which says so
-        masked = [self._by_handle.get(id(variable.handle)) for variable in variables]
+        masked = [self._by_variable.get(identity(variable)) for variable in variables]
         if self.choice.masking == "in-place":
             grads = [
                 grad if weight is None or grad is None else weight.masked(grad)
@@ -140,6 +140,6 @@ class WrappedOptimizer:
             return
         for slots in (getattr(optimizer, name, None) or () for name in _MOMENTA):
             for variable, slot in zip(optimizer._trainable_variables, slots, strict=False):
-                weight = self._by_handle.get(id(variable.handle))
+                weight = self._by_variable.get(identity(variable))
                 if weight is not None and slot is not None:
                     yield weight, slot.value

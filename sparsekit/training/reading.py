@@ -8,9 +8,6 @@ from typing import Any, Literal
 
 import attrs
 import tensorflow as tf
-from tensorflow.python.ops import resource_variable_ops
-
-from sparsekit.errors import ConfigError
 
 Gradient = Literal["masked", "ste", "sr-ste"]
 
@@ -36,22 +33,12 @@ class MaskedReading:
     and an optimizer (see :meth:`dense`).
 
     Args:
-        layer: its name, for messages.
-        variable: the weight.
+        variable: the weight, one whose reads are its own: not one that has a copy on every device.
         mask: 1 or 0, of its shape and dtype.
         backward: what dropped weights get for a gradient.
-
-    Raises:
-        ConfigError: it is a variable of another kind, one that a strategy distributes, say.
     """
 
-    def __init__(self, layer: str, variable: Any, mask: Any, backward: Backward) -> None:
-        if not isinstance(variable, resource_variable_ops.BaseResourceVariable):
-            raise ConfigError(
-                f"forward, for a weight that is a {type(variable).__name__}",
-                where=f"{layer}: masking",
-                expected="in-place or project",
-            )
+    def __init__(self, variable: Any, mask: Any, backward: Backward) -> None:
         self._variable = variable
         self._mask = mask
         self._backward = backward

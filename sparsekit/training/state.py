@@ -57,10 +57,10 @@ class MaskState:
         Raises:
             ConfigError: it has masks, and its variables hold something else than these do.
         """
-        if int(self._mode) != self._expected:
+        if int(self._mode.numpy()) != self._expected:
             ways = {_DENSE: '"forward"', _ZEROS: '"in-place" or "project"'}
             raise ConfigError(
-                f"the checkpoint is of a model with masking {ways[int(self._mode)]}",
+                f"the checkpoint is of a model with masking {ways[int(self._mode.numpy())]}",
                 where="masking",
                 expected=ways[self._expected],
                 hint="Resume with the config that the checkpoint was made with.",

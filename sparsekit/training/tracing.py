@@ -20,6 +20,7 @@ from sparsekit.artefact.rewriting import Edits
 from sparsekit.errors import GraphError, ModelError
 from sparsekit.graph.order import input_node
 from sparsekit.graph.trace import Read
+from sparsekit.training.distribution import whole
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -73,7 +74,7 @@ class TracedModel(Model):
     def __init__(self, source: str, concrete: Any) -> None:
         self.source = source
         graph = concrete.graph
-        by_handle = {id(variable.handle): variable for variable in graph.variables}
+        by_handle = {id(variable.handle): whole(variable) for variable in graph.variables}
         captured = {
             inside.op.name: by_handle[id(outside)] for outside, inside in graph.captures if id(outside) in by_handle
         }

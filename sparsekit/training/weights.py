@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -13,6 +13,7 @@ from sparsekit.errors import ConfigError, GraphError
 from sparsekit.masking import keep_tensor
 from sparsekit.planning import LayerDecision, PlannedLayer
 from sparsekit.plugins import Registry
+from sparsekit.training.distribution import Distribution
 from sparsekit.training.reading import Backward, MaskedReading
 from sparsekit.training.tracing import TracedModel
 
@@ -28,6 +29,7 @@ class MaskedWeight:
         criterion: chooses the mask.
         backward: the variable stays dense and is masked where it is read, with this gradient; None: its dropped weights
             are zero in the variable.
+        distribution: where the variable lives. What changes a weight is called once for all replicas.
 
     Attributes:
         mask: 1 where a weight stays, of the variable's shape and dtype.
@@ -36,15 +38,25 @@ class MaskedWeight:
         flips: how often a weight came or went since the mask was first chosen, int64.
     """
 
-    def __init__(self, decision: LayerDecision, variable: Any, criterion: Criterion, backward: Backward | None) -> None:
+    def __init__(
+        self,
+        decision: LayerDecision,
+        variable: Any,
+        criterion: Criterion,
+        backward: Backward | None,
+        distribution: Distribution,
+    ) -> None:
         self.decision = decision
         self.variable = variable
         self._criterion = criterion
-        self.mask = tf.Variable(tf.ones_like(variable), trainable=False, name="mask")
-        self.flips = tf.Variable(0, dtype=tf.int64, trainable=False, name="flips")
+        self._distribution = distribution
         keeps_dropped = backward is None and decision.update_freq > 0
-        self.shadow = tf.Variable(tf.zeros_like(variable), trainable=False, name="shadow") if keeps_dropped else None
-        self._reading = MaskedReading(decision.name, variable, self.mask, backward) if backward else None
+        with distribution.scope(beside=variable):
+            self.mask = tf.Variable(tf.ones_like(variable), trainable=False, name="mask")
+            self.flips = tf.Variable(0, dtype=tf.int64, trainable=False, name="flips")
+            zeros = tf.zeros_like(variable)
+            self.shadow = tf.Variable(zeros, trainable=False, name="shadow") if keeps_dropped else None
+        self._reading = MaskedReading(variable, self.mask, backward) if backward else None
         setattr(variable, _OWNER, decision.name)
 
     @property
@@ -68,6 +80,9 @@ class MaskedWeight:
         Args:
             count: what comes or goes flips.
         """
+        self._on_copies(lambda: self._choose(count))
+
+    def _choose(self, count: bool) -> None:
         axis, pattern = self.decision.axis, self.decision.pattern
         assert axis is not None and pattern is not None
         # All reads before all assignments.
@@ -86,12 +101,13 @@ class MaskedWeight:
     def forget(self) -> None:
         """Dropped values that are kept apart do not belong to the variable's values any more."""
         if self.shadow is not None:
-            self.shadow.assign(tf.zeros_like(self.shadow))
+            shadow = self.shadow
+            self._on_copies(lambda: shadow.assign(tf.zeros_like(shadow)))
 
     def enforce(self) -> None:
         """Where zeros live in the variable, write them where the mask drops: +0.0, whatever was there."""
         if self._reading is None:
-            self._write_zeros()
+            self._on_copies(self._write_zeros)
 
     def release(self) -> int:
         """Leave a plain variable with plain zeros behind.
@@ -100,7 +116,7 @@ class MaskedWeight:
             How many dropped weights were not zero although nothing should have moved them.
         """
         moved = 0 if self._reading else int(tf.math.count_nonzero(self._value() * (1 - self.mask.read_value())))
-        self._write_zeros()
+        self._on_copies(self._write_zeros)
         if self._reading is not None:
             self._reading.remove()
         if hasattr(self.variable, _OWNER):
@@ -110,7 +126,13 @@ class MaskedWeight:
     def project(self) -> None:
         """Take what an optimizer made of dropped weights out again."""
         if self._reading is None:
-            self.variable.assign(self._value() * self.mask.read_value())
+            self._on_copies(self._project)
+
+    def take_dropped_from(self, slot: Any) -> None:
+        """Write zeros where the mask drops into an optimizer's variable of the weight's shape."""
+        self._distribution.on_copies(
+            slot, lambda: slot.assign(slot.read_value() * tf.cast(self.mask.read_value(), slot.dtype))
+        )
 
     def masked(self, gradient: Any) -> tf.Tensor:
         """A gradient without what flows to dropped weights."""
@@ -130,6 +152,16 @@ class MaskedWeight:
         whole = self._value() if self.shadow is None else self._value() + self.shadow.read_value()
         return tf.math.divide_no_nan(_magnitude(self.kept()), _magnitude(whole))
 
+    def _project(self) -> None:
+        if self._distribution.asynchronous:
+            # What another worker adds to kept weights in between is not lost.
+            self.variable.assign_sub(self._value() * (1 - self.mask.read_value()))
+        else:
+            self.variable.assign(self._value() * self.mask.read_value())
+
+    def _on_copies(self, do: Callable[[], object]) -> None:
+        self._distribution.on_copies(self.variable, do)
+
     def _value(self) -> tf.Tensor:
         return self.variable.read_value() if self._reading is None else self._reading.value()
 
@@ -139,7 +171,11 @@ class MaskedWeight:
 
 
 def masked_weights(
-    traced: TracedModel, layers: Sequence[PlannedLayer], registry: Registry, backward: Backward | None
+    traced: TracedModel,
+    layers: Sequence[PlannedLayer],
+    registry: Registry,
+    backward: Backward | None,
+    distribution: Distribution,
 ) -> list[MaskedWeight]:
     """The variables of planned layers with their masks, which keep all weights at first.
 
@@ -151,7 +187,7 @@ def masked_weights(
     for layer, variable in zip(layers, variables, strict=True):
         _check(layer.decision, variable, registry)
     return [
-        MaskedWeight(layer.decision, variable, registry.criterion(layer.decision.criterion), backward)
+        MaskedWeight(layer.decision, variable, registry.criterion(layer.decision.criterion), backward, distribution)
         for layer, variable in zip(layers, variables, strict=True)
     ]
 
