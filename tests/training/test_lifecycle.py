@@ -160,6 +160,80 @@ def test_a_functional_model_with_several_inputs_in_a_dict() -> None:
     assert sparsekit.verify(result.finalize()).ok
 
 
+@pytest.mark.parametrize("masking", ["in-place", "project", "forward"])
+def test_a_part_is_pruned_and_the_whole_is_trained(masking: str) -> None:
+    part = net()
+    x = keras.Input((8,))
+    whole = compiled(keras.Model(x, L.Dense(3)(part(x))), optimizers.SGD(0.1, 0.9))
+    train(whole, epochs=1)  # momentum, and functions that know no masks
+    whole.predict(X, verbose=0)
+    result = sparsekit.prune(part, {"masking": masking, "update_freq": 4})
+    train(whole, result.callback, *([] if masking == "forward" else [ZerosStay(result)]), epochs=2)
+    before = whole.predict(X, verbose=0)
+    result.finalize()
+    np.testing.assert_allclose(whole.predict(X, verbose=0), before, rtol=1e-5, atol=1e-6)
+    assert "apply" not in vars(whole.optimizer)
+    assert sparsekit.verify(part).ok
+    assert whole.layers[-1].kernel.numpy().all()
+
+
+def test_several_optimizers_of_one_model_move_no_dropped_weight(caplog: pytest.LogCaptureFixture) -> None:
+    model = net()
+    result = sparsekit.prune(model, {"masking": "in-place", "update_freq": 3})
+    parts = [model.trainable_variables[:2], model.trainable_variables[2:]]
+    steppers = [result.wrap(optimizers.SGD(0.3, 0.9)) for _ in parts]
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    @tf.function
+    def step() -> None:
+        with tf.GradientTape(persistent=True) as tape:
+            value = loss(Y, model(X, training=True))
+        for optimizer, part in zip(steppers, parts, strict=True):
+            optimizer.apply(tape.gradient(value, part), part)
+
+    for _ in range(15):
+        step()
+        for weight in result.weights:
+            assert not weight.variable.numpy()[weight.mask.numpy() == 0].any(), weight.name
+    assert sum(int(weight.flips) for weight in result.weights) > 0
+    assert sparsekit.verify(result.finalize()).ok
+    assert not caplog.text
+
+
+class Losses(keras.callbacks.Callback):
+    """Pretends that the second epoch was the best, and keeps its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.best: list[Any] = []
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        logs["pretended"] = abs(epoch - 1)
+        if epoch == 1:
+            self.best = kernels(self.model)
+
+
+@pytest.mark.parametrize("masking", ["in-place", "project"])
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_the_best_weights_that_are_restored_bring_their_masks(
+    ours_first: bool, masking: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, result = pruned_net(optimizers.SGD(0.3, 0.9), {"masking": masking, "update_freq": 3})
+    losses = Losses()
+    stopping = keras.callbacks.EarlyStopping("pretended", mode="min", patience=2, restore_best_weights=True)
+    pair = [result.callback, stopping]
+    train(model, losses, *(pair if ours_first else pair[::-1]), epochs=6)
+    assert (
+        any((best[mask == 0] != 0).any() for best, mask in zip(losses.best, masks_of(result), strict=True))
+        == ours_first
+    )
+    result.finalize()
+    for found, best in zip(kernels(model), losses.best, strict=True):
+        np.testing.assert_array_equal(found, best)
+    assert not caplog.text
+    assert sparsekit.verify(model).ok
+
+
 def test_overrides_and_skips_name_layers_as_the_plan_does(tmp_path: Any) -> None:
     model = compiled(net())
     name = sparsekit.plan(model).decisions[0].name
@@ -206,6 +280,17 @@ def test_an_optimizer_serves_one_model() -> None:
     assert result.wrap(model.optimizer) is model.optimizer
     with pytest.raises(ConfigError, match=r"got SGD.*\.step\(\)"):
         result.wrap(_Other())
+
+
+def test_a_model_whose_optimizer_serves_another_is_left_as_it_is() -> None:
+    first, result = pruned_net(optimizers.Adam(0.01), {})
+    second = compiled(net(), first.optimizer)
+    before = kernels(second)
+    with pytest.raises(ConfigError, match="wrapped already, for another model"):
+        sparsekit.prune(second)
+    assert all(np.array_equal(a, b) for a, b in zip(kernels(second), before, strict=True))
+    result.finalize()
+    sparsekit.prune(second).finalize()
 
 
 class _Other:
