@@ -18,8 +18,8 @@ from sparsekit.artefact.added_bias import AddedBias
 from sparsekit.artefact.model import Change, Model
 from sparsekit.artefact.rewriting import Edits
 from sparsekit.errors import GraphError, ModelError
-from sparsekit.graph.order import input_node
 from sparsekit.graph.trace import Read
+from sparsekit.training.naming import layer_names, renamed, variable_paths
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -56,7 +56,7 @@ def trace(model: Any, input_signature: Sequence[Any] | None = None) -> TracedMod
             where=name_of(model),
             hint=_SIGNATURE,
         ) from error
-    return TracedModel(name_of(model), concrete)
+    return TracedModel(name_of(model), concrete, variable_paths(model) if is_keras(model) else {})
 
 
 class TracedModel(Model):
@@ -65,19 +65,20 @@ class TracedModel(Model):
     Args:
         source: what the model is called.
         concrete: the traced call.
+        paths: what variables are called, by their ids, where that is not their own name.
 
     Attributes:
         variables: the ``tf.Variable`` behind every variable node of the graph, by the node's name.
     """
 
-    def __init__(self, source: str, concrete: Any) -> None:
+    def __init__(self, source: str, concrete: Any, paths: Mapping[int, str]) -> None:
         self.source = source
         graph = concrete.graph
         by_handle = {id(variable.handle): variable for variable in graph.variables}
         captured = {
             inside.op.name: by_handle[id(outside)] for outside, inside in graph.captures if id(outside) in by_handle
         }
-        self.graph_def, self.variables = _with_variables(graph.as_graph_def(), captured)
+        self.graph_def, self.variables = _with_variables(graph.as_graph_def(), captured, paths)
 
     def obstacle(self, read: Read) -> str:
         for leaf in read.leaves:
@@ -112,29 +113,29 @@ class TracedModel(Model):
         raise ModelError("is saved by its own means", where=self.source, hint="Call .finalize(), then model.save().")
 
 
-def _with_variables(graph_def: Any, captured: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _with_variables(
+    graph_def: Any, captured: Mapping[str, Any], paths: Mapping[int, str]
+) -> tuple[Any, dict[str, Any]]:
     """The graph with variables in place of the placeholders that stand for them, named as users know them."""
-    taken = {node.name for node in graph_def.node} - captured.keys()
+    nodes = {node.name: node for node in graph_def.node}
+    taken = nodes.keys() - captured.keys()
     names: dict[str, str] = {}
     for inside, variable in captured.items():
-        # Keras' own variables know a path, TensorFlow's a name with an index behind it.
-        name = str(getattr(variable, "_keras_path", "") or variable.name.partition(":")[0])
+        # TensorFlow's name has an index behind it.
+        name = paths.get(id(variable)) or variable.name.partition(":")[0]
         while name in taken:
             name += "_"
         taken.add(name)
         names[inside] = name
-    for node in graph_def.node:
-        for index, text in enumerate(node.input):
-            read = input_node(text)
-            if read in names:
-                node.input[index] = text.replace(read, names[read], 1)
-        if node.name in names:
-            variable = captured[node.name]
-            node.name, node.op = names[node.name], "VarHandleOp"
-            node.attr.clear()
-            node.attr["dtype"].type = variable.dtype.base_dtype.as_datatype_enum
-            node.attr["shape"].CopyFrom(attr_value_pb2.AttrValue(shape=variable.shape.as_proto()))
-            node.attr["shared_name"].s = node.name.encode()
+        node = nodes[inside]
+        node.op = "VarHandleOp"
+        node.attr.clear()
+        node.attr["dtype"].type = variable.dtype.base_dtype.as_datatype_enum
+        node.attr["shape"].CopyFrom(attr_value_pb2.AttrValue(shape=variable.shape.as_proto()))
+        node.attr["shared_name"].s = name.encode()
+    renamed(graph_def, names)
+    known = {names[inside]: paths[id(variable)] for inside, variable in captured.items() if id(variable) in paths}
+    renamed(graph_def, layer_names(graph_def, known))
     return graph_def, {names[inside]: variable for inside, variable in captured.items()}
 
 

@@ -248,6 +248,29 @@ def test_overrides_and_skips_name_layers_as_the_plan_does(tmp_path: Any) -> None
     assert result.weights[1].name in (tmp_path / "record.txt").read_text()
 
 
+def test_layers_are_called_what_keras_calls_them() -> None:
+    """TensorFlow numbers scopes: in the graph of the call, dense is dense_1 and dense_1 is dense_1_2."""
+    x = keras.Input((8,))
+    first, second, third = (L.Dense(8, name=name) for name in ("dense", "dense_1", "dense_2"))
+    model = keras.Model(x, third(second(first(second(x)))))
+    plan = sparsekit.plan(model, {"skip_layers": ["*/dense_1/*"]})
+    assert [(d.weight.split("/")[-2], d.reason) for d in plan.decisions] == [
+        ("dense_1", "skip-layers"),
+        ("dense", "eligible"),
+        ("dense_2", "eligible"),
+    ]
+    assert [d.name.split("/", 1)[1] for d in plan.decisions] == ["dense_1/MatMul", "dense/MatMul", "dense_2/MatMul"]
+    assert [len(d.uses) for d in plan.decisions] == [2, 1, 1]
+
+
+def test_a_subclassed_model_names_its_weights_by_their_paths() -> None:
+    model = Subclassed()
+    model(X[:2])
+    decisions = sparsekit.plan(model).decisions
+    assert [d.weight for d in decisions] == [model.first.kernel.path, model._second.kernel.path]
+    assert [d.name for d in decisions] == [d.weight.replace("kernel", "MatMul") for d in decisions]
+
+
 # --- what cannot be done ---------------------------------------------------------------------------------
 
 
