@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,8 @@ from sparsekit.artefact.rewriting import Edits
 from sparsekit.errors import GraphError, ModelError
 from sparsekit.graph.trace import Read
 from sparsekit.training.naming import layer_names, renamed, variable_paths
+
+_log = logging.getLogger("sparsekit")
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -50,13 +54,37 @@ def trace(model: Any, input_signature: Sequence[Any] | None = None) -> TracedMod
     try:
         concrete = tf.function(lambda *inputs: call(*inputs)).get_concrete_function(*arguments)
     except Exception as error:  # the user's own code runs here
-        message = " ".join(str(error).split())[:400]
         raise GraphError(
-            f"cannot be called on {_shown(arguments)} ({type(error).__name__}: {message})",
+            f"cannot be called on {_shown(arguments)} ({type(error).__name__}: {_cause(error)})",
             where=name_of(model),
             hint=_SIGNATURE,
         ) from error
-    return TracedModel(name_of(model), concrete, variable_paths(model) if is_keras(model) else {})
+    paths = variable_paths(model) if is_keras(model) else {}
+    _warn_of_unread(model, concrete.graph, paths)
+    return TracedModel(name_of(model), concrete, paths)
+
+
+def _warn_of_unread(model: Any, graph: Any, paths: Mapping[int, str]) -> None:
+    """A layer that the call does not reach is in no plan: an argument that was left out may lead to it."""
+    read = {id(outside) for outside, _ in graph.captures}
+    weights = [
+        getattr(weight, "value", weight) if paths else weight for weight in getattr(model, "trainable_variables", ())
+    ]
+    unread = [
+        paths.get(id(weight), weight.name)
+        for weight in weights
+        if len(weight.shape) > 1 and id(weight.handle) not in read
+    ]
+    if unread:
+        _log.warning(
+            "%s: the call does not read %d of its weights (%s%s): their layers are in no plan and stay dense. Where an "
+            "argument of the call leads to them: %s",
+            name_of(model),
+            len(unread),
+            ", ".join(unread[:3]),
+            ", ..." if len(unread) > 3 else "",
+            _SIGNATURE,
+        )
 
 
 class TracedModel(Model):
@@ -196,6 +224,13 @@ def name_of(model: Any) -> str:
     """What a model is called in messages."""
     name = getattr(model, "name", None) or getattr(model, "__name__", None)
     return f"the model '{name}'" if isinstance(name, str) else f"the {type(model).__name__}"
+
+
+def _cause(error: Exception) -> str:
+    """What it says, without the lines of code that TensorFlow puts before and the escapes that Keras puts around it."""
+    text = re.sub(r"\x1b\[\d+m", "", str(error))
+    *_, last = re.split(r'(?m)^ *File ".*", line \d+.*\n.*\n', text)
+    return " ".join((last.strip() or text).split()).removeprefix(f"{type(error).__name__}: ")[:400]
 
 
 def _shown(arguments: Iterable[Any]) -> str:

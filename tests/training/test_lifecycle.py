@@ -388,5 +388,36 @@ def test_another_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_that_does_not_know_its_inputs_says_what_to_pass() -> None:
     with pytest.raises(GraphError, match=r"is not built yet.*input_signature"):
         sparsekit.prune(Subclassed())
-    with pytest.raises(GraphError, match=r"cannot be called on .*input_signature"):
+    with pytest.raises(GraphError, match=r"cannot be called on .*\(ValueError: .*have value 8, but.*input_signature"):
         sparsekit.prune(net(), input_signature=[tf.TensorSpec([None, 5])])
+    with pytest.raises(GraphError, match=r"\(TypeError: 'Silent' object is not callable\)"):
+        sparsekit.prune(Silent(), input_signature=SPECS)
+
+
+class Silent(tf.Module):
+    """Has nothing to call."""
+
+
+class Branches(keras.Model):
+    """Has a layer that only a second argument leads to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always = L.Dense(8)
+        self.sometimes = L.Dense(8)
+
+    def call(self, inputs: Any, more: Any = None) -> Any:
+        return self.always(inputs) if more is None else self.always(inputs) + self.sometimes(more["x"])
+
+
+def test_layers_that_the_call_does_not_reach_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    model = Branches()
+    model(X[:2], {"x": X[:2]})
+    with caplog.at_level(logging.WARNING):
+        assert len(sparsekit.plan(model).pruned) == 1
+    assert "does not read 1 of its weights" in caplog.text
+    assert model.sometimes.kernel.path in caplog.text
+    assert "input_signature" in caplog.text
+    caplog.clear()
+    assert len(sparsekit.plan(model, input_signature=[*SPECS, {"x": SPECS[0]}]).pruned) == 2
+    assert not caplog.text
