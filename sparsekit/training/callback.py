@@ -30,7 +30,7 @@ class SparsityCallback(keras.callbacks.Callback):  # type: ignore[misc]
         self._flips: dict[str, int] = {}
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._masked.install()
+        self._masked.install(self.model)
         if self._log_dir is not None:
             self._writer = SummaryWriter(self._log_dir)
 

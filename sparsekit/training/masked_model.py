@@ -22,7 +22,7 @@ from sparsekit.training.reading import Backward
 from sparsekit.training.schedule import Schedule
 from sparsekit.training.state import MaskState
 from sparsekit.training.tracing import TracedModel, name_of, retrace
-from sparsekit.training.weights import MaskedWeight, masked_weights
+from sparsekit.training.weights import MaskedWeight, check_weights, masked_weights
 
 _log = logging.getLogger("sparsekit")
 
@@ -49,9 +49,13 @@ class MaskedModel:
             ConfigError: the config asks for what cannot be done to this model.
             GraphError: it was pruned before, and not finalized.
         """
+        check_weights(traced, planning.layers, registry)
+        _require_free(getattr(model, "optimizer", None), "prune")
         self.model = model
         self._config = config
         self._planned = planning.plan
+        # Those that hold the pruned one and are trained in its stead.
+        self._outer: list[Any] = []
         choice = chosen_masking(config, model, None)
         self._distribution = Distribution.of(name_of(model), traced.variables.values())
         backward = None
@@ -91,25 +95,34 @@ class MaskedModel:
         kept = sum(float(weight.density()) * size for weight, size in zip(self.weights, sizes, strict=True))
         return 1.0 - kept / sum(sizes) if sizes else 0.0
 
-    def install(self) -> None:
+    def install(self, trained: Any = None) -> None:
         """Wrap the optimizer that the model is compiled with, if it is; the callback does this, too.
 
+        Args:
+            trained: the model whose ``fit`` trains the pruned one, which is a part of it; None: the pruned one itself.
+
         Raises:
+            ConfigError: the optimizer is wrapped for another result.
             GraphError: the result is finalized.
         """
         self._require_open()
-        optimizer = getattr(self.model, "optimizer", None)
-        if optimizer is None or id(optimizer) in self._wrapped or not hasattr(optimizer, "apply"):
+        trained = self.model if trained is None else trained
+        is_new = trained is not self.model and all(trained is not known for known in self._outer)
+        optimizer = getattr(trained, "optimizer", None)
+        if hasattr(optimizer, "apply") and id(optimizer) not in self._wrapped:
+            self._wrap(optimizer, trained)
+        elif not is_new:
             return
-        self.wrap(optimizer)
-        # A train function that was traced before knows nothing of it.
-        retrace(self.model)
+        if is_new:
+            self._outer.append(trained)
+        # Functions that were traced before know nothing of it.
+        retrace(trained)
 
     def wrap(self, optimizer: Any) -> Any:
         """Let an optimizer of Keras keep the zeros.
 
         Call it before a ``tf.function`` with a step of the optimizer is traced. Momentum that the optimizer has already
-        gathered for dropped weights is taken away.
+        gathered for dropped weights is taken away. Of several optimizers every one's steps count.
 
         Args:
             optimizer: the optimizer; the object itself is changed, until `finalize`.
@@ -122,8 +135,11 @@ class MaskedModel:
             GraphError: the result is finalized.
         """
         self._require_open()
-        if id(optimizer) in self._wrapped:
-            return optimizer
+        if id(optimizer) not in self._wrapped:
+            self._wrap(optimizer, self.model)
+        return optimizer
+
+    def _wrap(self, optimizer: Any, trained: Any) -> None:
         if not hasattr(optimizer, "apply") or not hasattr(optimizer, "_trainable_variables"):
             raise ConfigError(
                 f"got {type(optimizer).__name__}",
@@ -131,39 +147,30 @@ class MaskedModel:
                 expected="an optimizer of Keras 3",
                 hint="With any other optimizer call .step() after every step.",
             )
-        if "apply" in vars(optimizer):
-            raise ConfigError(
-                f"the {type(optimizer).__name__} is wrapped already, for another model",
-                where="wrap",
-                expected="an optimizer for every model",
-                hint="Call .finalize() of the other result first.",
-            )
-        choice = chosen_masking(self._config, self.model, optimizer)
+        _require_free(optimizer, "wrap")
+        choice = chosen_masking(self._config, trained, optimizer)
         if choice.masking == "in-place" and ";" in choice.why:
             _log.warning("%s Dropped weights may move between steps; finalize() takes that out again.", choice)
-        wrapped = WrappedOptimizer(
-            optimizer,
-            self.weights,
-            choice,
-            # No functions without names: these may be traced by AutoGraph, which must find their source.
-            functools.partial(
-                self._distribution.once, functools.partial(self._after, choice.masking == "project", id(optimizer))
-            ),
+        # No functions without names: these may be traced by AutoGraph, which must find their source.
+        after_step = functools.partial(
+            self._distribution.once, functools.partial(self._after, choice.masking == "project")
         )
+        wrapped = WrappedOptimizer(optimizer, self.weights, choice, after_step)
         self._wrapped[id(optimizer)] = wrapped
         self._distribution.once(lambda: self._clear(wrapped))
-        return optimizer
 
     def step(self) -> None:
         """To be called after every step of an optimizer that is not wrapped, inside a ``tf.function`` or out of it."""
         self._require_open()
-        self._distribution.once(functools.partial(self._after, True, None))
+        self._distribution.once(functools.partial(self._after, True))
 
     def settle(self) -> None:
         """Make weights, masks and optimizers agree; the callback does this at the start of every epoch.
 
         Call it yourself in a loop of your own after something else than training wrote the weights. Where that was a
-        file of Keras without masks, these are chosen anew; where it was anything else, they stay.
+        file of Keras without masks, these are chosen anew. Where zeros live in the variable and what was written
+        follows the pattern with other zeros (the best weights of an earlier epoch, say), these are its mask. Anything
+        else is masked as before.
 
         Raises:
             ConfigError: a checkpoint of another ``masking`` was restored.
@@ -197,7 +204,9 @@ class MaskedModel:
         for wrapped in self._wrapped.values():
             wrapped.remove()
         self._state.detach()
-        retrace(self.model)
+        for trained in (self.model, *self._outer):
+            retrace(trained)
+        self._outer.clear()
         return self.model
 
     @functools.cached_property
@@ -244,9 +253,10 @@ class MaskedModel:
         for weight in self.weights:
             weight.enforce()
 
-    def _after(self, project: bool, optimizer: int | None) -> None:
+    def _after(self, project: bool) -> None:
         """What follows a step, in its graph."""
-        if project:
+        # Of several optimizers, one that comes later may hold momentum of weights that another one's step dropped.
+        if project or len(self._wrapped) > 1:
             for weight in self.weights:
                 weight.project()
         if not any(schedule.needs_steps for schedule in self._groups):
@@ -255,15 +265,15 @@ class MaskedModel:
         step = self._steps.read_value()
         for schedule, weights in self._groups.items():
             if schedule.needs_steps:
-                choose = functools.partial(self._choose_and_clear, weights, optimizer)
+                choose = functools.partial(self._choose_and_clear, weights)
                 # A loop of one turn or none: XLA's conditional copies all that it may write in every step, and costs
                 # as much as the step itself; its loop writes in place.
                 tf.while_loop(lambda due: due, choose, [schedule.due(step)])
 
-    def _choose_and_clear(self, weights: Sequence[MaskedWeight], optimizer: int | None, due: tf.Tensor) -> tf.Tensor:
+    def _choose_and_clear(self, weights: Sequence[MaskedWeight], due: tf.Tensor) -> tf.Tensor:
         self._choose(weights, count=True)
-        if optimizer is not None:
-            self._clear(self._wrapped[optimizer])
+        for wrapped in self._wrapped.values():
+            self._clear(wrapped)
         return tf.zeros_like(due)
 
     def _clear(self, wrapped: WrappedOptimizer) -> None:
@@ -303,6 +313,16 @@ class MaskedModel:
 def told(plan: Plan, masking: str) -> Plan:
     """The plan of a model that will be trained, with how zeros are kept: the advice for one shot is not for it."""
     return attrs.evolve(plan, masking=masking, worth_leaving_dense=())
+
+
+def _require_free(optimizer: Any, where: str) -> None:
+    if "apply" in getattr(optimizer, "__dict__", ()):
+        raise ConfigError(
+            f"the {type(optimizer).__name__} is wrapped already, for another model",
+            where=where,
+            expected="an optimizer for every model",
+            hint="Call .finalize() of the other result first; or prune the one model that holds all that it trains.",
+        )
 
 
 def _by_schedule(weights: Sequence[MaskedWeight], config: PruneConfig) -> dict[Schedule, list[MaskedWeight]]:

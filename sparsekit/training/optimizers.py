@@ -130,6 +130,10 @@ class WrappedOptimizer:
             for weight in self._weights:
                 dense.enter_context(weight.dense())
             result = self._original(grads, None if trainable_variables is None else variables)
+        for variable, masked_weight in zip(variables, masked, strict=True):
+            # What a constraint of the user's makes of a zero, nobody knows.
+            if masked_weight is not None and getattr(variable, "constraint", None) is not None:
+                masked_weight.project()
         if any(weight is not None for weight in masked):
             self._after_step()
         return result

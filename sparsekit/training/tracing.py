@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,9 +20,11 @@ from sparsekit.artefact.added_bias import AddedBias
 from sparsekit.artefact.model import Change, Model
 from sparsekit.artefact.rewriting import Edits
 from sparsekit.errors import GraphError, ModelError
-from sparsekit.graph.order import input_node
 from sparsekit.graph.trace import Read
-from sparsekit.training.distribution import whole
+from sparsekit.training.distribution import identity, whole
+from sparsekit.training.naming import layer_names, renamed, variable_paths
+
+_log = logging.getLogger("sparsekit")
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -51,13 +55,34 @@ def trace(model: Any, input_signature: Sequence[Any] | None = None) -> TracedMod
     try:
         concrete = tf.function(lambda *inputs: call(*inputs)).get_concrete_function(*arguments)
     except Exception as error:  # the user's own code runs here
-        message = " ".join(str(error).split())[:400]
         raise GraphError(
-            f"cannot be called on {_shown(arguments)} ({type(error).__name__}: {message})",
+            f"cannot be called on {_shown(arguments)} ({type(error).__name__}: {_cause(error)})",
             where=name_of(model),
             hint=_SIGNATURE,
         ) from error
-    return TracedModel(name_of(model), concrete)
+    paths = variable_paths(model) if is_keras(model) else {}
+    _warn_of_unread(model, concrete.graph, paths)
+    return TracedModel(name_of(model), concrete, paths)
+
+
+def _warn_of_unread(model: Any, graph: Any, paths: Mapping[int, str]) -> None:
+    """A layer that the call does not reach is in no plan: an argument that was left out may lead to it."""
+    read = {identity(variable) for variable in graph.variables}
+    unread = [
+        paths.get(id(whole(weight)), weight.name)
+        for weight in getattr(model, "trainable_variables", ())
+        if len(weight.shape) > 1 and identity(weight) not in read
+    ]
+    if unread:
+        _log.warning(
+            "%s: the call does not read %d of its weights (%s%s): their layers are in no plan and stay dense. Where an "
+            "argument of the call leads to them: %s",
+            name_of(model),
+            len(unread),
+            ", ".join(unread[:3]),
+            ", ..." if len(unread) > 3 else "",
+            _SIGNATURE,
+        )
 
 
 class TracedModel(Model):
@@ -66,19 +91,20 @@ class TracedModel(Model):
     Args:
         source: what the model is called.
         concrete: the traced call.
+        paths: what variables are called, by their ids, where that is not their own name.
 
     Attributes:
         variables: the ``tf.Variable`` behind every variable node of the graph, by the node's name.
     """
 
-    def __init__(self, source: str, concrete: Any) -> None:
+    def __init__(self, source: str, concrete: Any, paths: Mapping[int, str]) -> None:
         self.source = source
         graph = concrete.graph
         by_handle = {id(variable.handle): whole(variable) for variable in graph.variables}
         captured = {
             inside.op.name: by_handle[id(outside)] for outside, inside in graph.captures if id(outside) in by_handle
         }
-        self.graph_def, self.variables = _with_variables(graph.as_graph_def(), captured)
+        self.graph_def, self.variables = _with_variables(graph.as_graph_def(), captured, paths)
 
     def obstacle(self, read: Read) -> str:
         for leaf in read.leaves:
@@ -113,29 +139,29 @@ class TracedModel(Model):
         raise ModelError("is saved by its own means", where=self.source, hint="Call .finalize(), then model.save().")
 
 
-def _with_variables(graph_def: Any, captured: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _with_variables(
+    graph_def: Any, captured: Mapping[str, Any], paths: Mapping[int, str]
+) -> tuple[Any, dict[str, Any]]:
     """The graph with variables in place of the placeholders that stand for them, named as users know them."""
-    taken = {node.name for node in graph_def.node} - captured.keys()
+    nodes = {node.name: node for node in graph_def.node}
+    taken = nodes.keys() - captured.keys()
     names: dict[str, str] = {}
     for inside, variable in captured.items():
-        # Keras' own variables know a path, TensorFlow's a name with an index behind it.
-        name = str(getattr(variable, "_keras_path", "") or variable.name.partition(":")[0])
+        # TensorFlow's name has an index behind it.
+        name = paths.get(id(variable)) or variable.name.partition(":")[0]
         while name in taken:
             name += "_"
         taken.add(name)
         names[inside] = name
-    for node in graph_def.node:
-        for index, text in enumerate(node.input):
-            read = input_node(text)
-            if read in names:
-                node.input[index] = text.replace(read, names[read], 1)
-        if node.name in names:
-            variable = captured[node.name]
-            node.name, node.op = names[node.name], "VarHandleOp"
-            node.attr.clear()
-            node.attr["dtype"].type = variable.dtype.base_dtype.as_datatype_enum
-            node.attr["shape"].CopyFrom(attr_value_pb2.AttrValue(shape=variable.shape.as_proto()))
-            node.attr["shared_name"].s = node.name.encode()
+        node = nodes[inside]
+        node.op = "VarHandleOp"
+        node.attr.clear()
+        node.attr["dtype"].type = variable.dtype.base_dtype.as_datatype_enum
+        node.attr["shape"].CopyFrom(attr_value_pb2.AttrValue(shape=variable.shape.as_proto()))
+        node.attr["shared_name"].s = name.encode()
+    renamed(graph_def, names)
+    known = {names[inside]: paths[id(variable)] for inside, variable in captured.items() if id(variable) in paths}
+    renamed(graph_def, layer_names(graph_def, known))
     return graph_def, {names[inside]: variable for inside, variable in captured.items()}
 
 
@@ -196,6 +222,13 @@ def name_of(model: Any) -> str:
     """What a model is called in messages."""
     name = getattr(model, "name", None) or getattr(model, "__name__", None)
     return f"the model '{name}'" if isinstance(name, str) else f"the {type(model).__name__}"
+
+
+def _cause(error: Exception) -> str:
+    """What it says, without the lines of code that TensorFlow puts before and the escapes that Keras puts around it."""
+    text = re.sub(r"\x1b\[\d+m", "", str(error))
+    *_, last = re.split(r'(?m)^ *File ".*", line \d+.*\n.*\n', text)
+    return " ".join((last.strip() or text).split()).removeprefix(f"{type(error).__name__}: ")[:400]
 
 
 def _shown(arguments: Iterable[Any]) -> str:

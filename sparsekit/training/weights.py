@@ -100,13 +100,15 @@ class MaskedWeight:
 
     def forget(self) -> None:
         """Dropped values that are kept apart do not belong to the variable's values any more."""
-        if self.shadow is not None:
-            shadow = self.shadow
-            self._on_copies(lambda: shadow.assign(tf.zeros_like(shadow)))
+        self._on_copies(self._clear_shadow)
 
     def enforce(self) -> None:
-        """Where zeros live in the variable, write them where the mask drops: +0.0, whatever was there."""
+        """Where zeros live in the variable, write them where the mask drops: +0.0, whatever was there.
+
+        Weights from elsewhere that follow the pattern by themselves bring their mask with them.
+        """
         if self._reading is None:
+            self._on_copies(self._follow)
             self._on_copies(self._write_zeros)
 
     def release(self) -> int:
@@ -115,7 +117,9 @@ class MaskedWeight:
         Returns:
             How many dropped weights were not zero although nothing should have moved them.
         """
-        moved = 0 if self._reading else int(tf.math.count_nonzero(self._value() * (1 - self.mask.read_value())))
+        if self._reading is None:
+            self._on_copies(self._follow)
+        moved = 0 if self._reading else int(self._moved(self.mask.read_value() != 0))
         self._on_copies(self._write_zeros)
         if self._reading is not None:
             self._reading.remove()
@@ -165,9 +169,41 @@ class MaskedWeight:
     def _value(self) -> tf.Tensor:
         return self.variable.read_value() if self._reading is None else self._reading.value()
 
+    def _moved(self, mask: tf.Tensor) -> tf.Tensor:
+        """How many weights that a mask drops are not zero."""
+        weight = self._value()
+        return tf.math.count_nonzero(tf.where(mask, tf.zeros_like(weight), weight))
+
+    def _follow(self) -> None:
+        mask = self.mask.read_value()
+        if int(self._moved(mask != 0)) == 0:
+            return
+        axis, pattern = self.decision.axis, self.decision.pattern
+        assert axis is not None and pattern is not None
+        # Where fewer weights than may stay are not zero, those stay that did before.
+        kept = keep_tensor(2 * tf.cast(self._value() != 0, mask.dtype) + mask, axis, pattern)
+        if int(self._moved(kept)) == 0:
+            self.mask.assign(tf.cast(kept, mask.dtype))
+            self._clear_shadow()
+
+    def _clear_shadow(self) -> None:
+        if self.shadow is not None:
+            self.shadow.assign(tf.zeros_like(self.shadow))
+
     def _write_zeros(self) -> None:
         weight = self._value()
         self.variable.assign(tf.where(self.mask.read_value() != 0, weight, tf.zeros_like(weight)))
+
+
+def check_weights(traced: TracedModel, layers: Sequence[PlannedLayer], registry: Registry) -> None:
+    """Whether the weights of planned layers can be masked.
+
+    Raises:
+        ConfigError: a criterion cannot choose masks while a model trains.
+        GraphError: a variable has a mask already.
+    """
+    for layer in layers:
+        _check(layer.decision, _variable(traced, layer), registry)
 
 
 def masked_weights(
@@ -177,19 +213,21 @@ def masked_weights(
     backward: Backward | None,
     distribution: Distribution,
 ) -> list[MaskedWeight]:
-    """The variables of planned layers with their masks, which keep all weights at first.
-
-    Raises:
-        ConfigError: a criterion cannot choose masks while a model trains.
-        GraphError: a variable has a mask already.
-    """
-    variables = [traced.variables[layer.source.leaves[0].name] for layer in layers]
-    for layer, variable in zip(layers, variables, strict=True):
-        _check(layer.decision, variable, registry)
+    """The variables of planned layers with their masks, which keep all weights at first; see `check_weights`."""
     return [
-        MaskedWeight(layer.decision, variable, registry.criterion(layer.decision.criterion), backward, distribution)
-        for layer, variable in zip(layers, variables, strict=True)
+        MaskedWeight(
+            layer.decision,
+            _variable(traced, layer),
+            registry.criterion(layer.decision.criterion),
+            backward,
+            distribution,
+        )
+        for layer in layers
     ]
+
+
+def _variable(traced: TracedModel, layer: PlannedLayer) -> Any:
+    return traced.variables[layer.source.leaves[0].name]
 
 
 def _check(decision: LayerDecision, variable: Any, registry: Registry) -> None:

@@ -160,6 +160,80 @@ def test_a_functional_model_with_several_inputs_in_a_dict() -> None:
     assert sparsekit.verify(result.finalize()).ok
 
 
+@pytest.mark.parametrize("masking", ["in-place", "project", "forward"])
+def test_a_part_is_pruned_and_the_whole_is_trained(masking: str) -> None:
+    part = net()
+    x = keras.Input((8,))
+    whole = compiled(keras.Model(x, L.Dense(3)(part(x))), optimizers.SGD(0.1, 0.9))
+    train(whole, epochs=1)  # momentum, and functions that know no masks
+    whole.predict(X, verbose=0)
+    result = sparsekit.prune(part, {"masking": masking, "update_freq": 4})
+    train(whole, result.callback, *([] if masking == "forward" else [ZerosStay(result)]), epochs=2)
+    before = whole.predict(X, verbose=0)
+    result.finalize()
+    np.testing.assert_allclose(whole.predict(X, verbose=0), before, rtol=1e-5, atol=1e-6)
+    assert "apply" not in vars(whole.optimizer)
+    assert sparsekit.verify(part).ok
+    assert whole.layers[-1].kernel.numpy().all()
+
+
+def test_several_optimizers_of_one_model_move_no_dropped_weight(caplog: pytest.LogCaptureFixture) -> None:
+    model = net()
+    result = sparsekit.prune(model, {"masking": "in-place", "update_freq": 3})
+    parts = [model.trainable_variables[:2], model.trainable_variables[2:]]
+    steppers = [result.wrap(optimizers.SGD(0.3, 0.9)) for _ in parts]
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    @tf.function
+    def step() -> None:
+        with tf.GradientTape(persistent=True) as tape:
+            value = loss(Y, model(X, training=True))
+        for optimizer, part in zip(steppers, parts, strict=True):
+            optimizer.apply(tape.gradient(value, part), part)
+
+    for _ in range(15):
+        step()
+        for weight in result.weights:
+            assert not weight.variable.numpy()[weight.mask.numpy() == 0].any(), weight.name
+    assert sum(int(weight.flips) for weight in result.weights) > 0
+    assert sparsekit.verify(result.finalize()).ok
+    assert not caplog.text
+
+
+class Losses(keras.callbacks.Callback):
+    """Pretends that the second epoch was the best, and keeps its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.best: list[Any] = []
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        logs["pretended"] = abs(epoch - 1)
+        if epoch == 1:
+            self.best = kernels(self.model)
+
+
+@pytest.mark.parametrize("masking", ["in-place", "project"])
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_the_best_weights_that_are_restored_bring_their_masks(
+    ours_first: bool, masking: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, result = pruned_net(optimizers.SGD(0.3, 0.9), {"masking": masking, "update_freq": 3})
+    losses = Losses()
+    stopping = keras.callbacks.EarlyStopping("pretended", mode="min", patience=2, restore_best_weights=True)
+    pair = [result.callback, stopping]
+    train(model, losses, *(pair if ours_first else pair[::-1]), epochs=6)
+    assert (
+        any((best[mask == 0] != 0).any() for best, mask in zip(losses.best, masks_of(result), strict=True))
+        == ours_first
+    )
+    result.finalize()
+    for found, best in zip(kernels(model), losses.best, strict=True):
+        np.testing.assert_array_equal(found, best)
+    assert not caplog.text
+    assert sparsekit.verify(model).ok
+
+
 def test_overrides_and_skips_name_layers_as_the_plan_does(tmp_path: Any) -> None:
     model = compiled(net())
     name = sparsekit.plan(model).decisions[0].name
@@ -172,6 +246,29 @@ def test_overrides_and_skips_name_layers_as_the_plan_does(tmp_path: Any) -> None
     assert kernels(model)[0].all()
     assert sparsekit.verify(model, cfg=config).ok
     assert result.weights[1].name in (tmp_path / "record.txt").read_text()
+
+
+def test_layers_are_called_what_keras_calls_them() -> None:
+    """TensorFlow numbers scopes: in the graph of the call, dense is dense_1 and dense_1 is dense_1_2."""
+    x = keras.Input((8,))
+    first, second, third = (L.Dense(8, name=name) for name in ("dense", "dense_1", "dense_2"))
+    model = keras.Model(x, third(second(first(second(x)))))
+    plan = sparsekit.plan(model, {"skip_layers": ["*/dense_1/*"]})
+    assert [(d.weight.split("/")[-2], d.reason) for d in plan.decisions] == [
+        ("dense_1", "skip-layers"),
+        ("dense", "eligible"),
+        ("dense_2", "eligible"),
+    ]
+    assert [d.name.split("/", 1)[1] for d in plan.decisions] == ["dense_1/MatMul", "dense/MatMul", "dense_2/MatMul"]
+    assert [len(d.uses) for d in plan.decisions] == [2, 1, 1]
+
+
+def test_a_subclassed_model_names_its_weights_by_their_paths() -> None:
+    model = Subclassed()
+    model(X[:2])
+    decisions = sparsekit.plan(model).decisions
+    assert [d.weight for d in decisions] == [model.first.kernel.path, model._second.kernel.path]
+    assert [d.name for d in decisions] == [d.weight.replace("kernel", "MatMul") for d in decisions]
 
 
 # --- what cannot be done ---------------------------------------------------------------------------------
@@ -206,6 +303,17 @@ def test_an_optimizer_serves_one_model() -> None:
     assert result.wrap(model.optimizer) is model.optimizer
     with pytest.raises(ConfigError, match=r"got SGD.*\.step\(\)"):
         result.wrap(_Other())
+
+
+def test_a_model_whose_optimizer_serves_another_is_left_as_it_is() -> None:
+    first, result = pruned_net(optimizers.Adam(0.01), {})
+    second = compiled(net(), first.optimizer)
+    before = kernels(second)
+    with pytest.raises(ConfigError, match="wrapped already, for another model"):
+        sparsekit.prune(second)
+    assert all(np.array_equal(a, b) for a, b in zip(kernels(second), before, strict=True))
+    result.finalize()
+    sparsekit.prune(second).finalize()
 
 
 class _Other:
@@ -280,5 +388,36 @@ def test_another_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_that_does_not_know_its_inputs_says_what_to_pass() -> None:
     with pytest.raises(GraphError, match=r"is not built yet.*input_signature"):
         sparsekit.prune(Subclassed())
-    with pytest.raises(GraphError, match=r"cannot be called on .*input_signature"):
+    with pytest.raises(GraphError, match=r"cannot be called on .*\(ValueError: .*have value 8, but.*input_signature"):
         sparsekit.prune(net(), input_signature=[tf.TensorSpec([None, 5])])
+    with pytest.raises(GraphError, match=r"\(TypeError: 'Silent' object is not callable\)"):
+        sparsekit.prune(Silent(), input_signature=SPECS)
+
+
+class Silent(tf.Module):
+    """Has nothing to call."""
+
+
+class Branches(keras.Model):
+    """Has a layer that only a second argument leads to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always = L.Dense(8)
+        self.sometimes = L.Dense(8)
+
+    def call(self, inputs: Any, more: Any = None) -> Any:
+        return self.always(inputs) if more is None else self.always(inputs) + self.sometimes(more["x"])
+
+
+def test_layers_that_the_call_does_not_reach_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    model = Branches()
+    model(X[:2], {"x": X[:2]})
+    with caplog.at_level(logging.WARNING):
+        assert len(sparsekit.plan(model).pruned) == 1
+    assert "does not read 1 of its weights" in caplog.text
+    assert model.sometimes.kernel.path in caplog.text
+    assert "input_signature" in caplog.text
+    caplog.clear()
+    assert len(sparsekit.plan(model, input_signature=[*SPECS, {"x": SPECS[0]}]).pruned) == 2
+    assert not caplog.text

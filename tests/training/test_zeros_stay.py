@@ -156,6 +156,17 @@ def test_before_there_is_an_optimizer_the_plan_says_what_step_does() -> None:
     assert "Masking: forward (as configured)" in str(sparsekit.plan(net(), {"masking": "forward"}))
 
 
+def test_zeros_stay_whatever_a_constraint_makes_of_them() -> None:
+    def at_least_a_little(kernel: Any) -> Any:
+        return keras.ops.maximum(kernel, 0.01)
+
+    model = compiled(net(kernel_constraint=at_least_a_little), optimizers.Adam(0.01))
+    result = sparsekit.prune(model, {"masking": "in-place", "update_freq": 4})
+    train(model, result.callback, ZerosStay(result), epochs=1)
+    assert all(kernel[mask != 0].min() >= 0.01 for kernel, mask in zip(kernels(model), masks_of(result), strict=True))
+    assert sparsekit.verify(result.finalize()).ok
+
+
 @pytest.mark.parametrize("masking", ["in-place", "forward"])
 def test_averages_that_began_before_the_masks_are_masked_too(masking: str) -> None:
     model = compiled(net(), optimizers.Adam(0.01, use_ema=True))
