@@ -12,12 +12,27 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+import attrs
+
 from sparsekit.graph.order import input_node
 
 
-def variable_paths(model: Any) -> dict[int, str]:
-    """How a model of Keras names its variables, by the id of the ``tf.Variable``."""
-    return {id(variable.value): variable.path for variable in model.variables}
+@attrs.frozen
+class KerasNames:
+    """What Keras calls a model and its variables; nothing for a model of another kind.
+
+    Attributes:
+        model: its name.
+        variables: their paths, by the id of the ``tf.Variable``.
+    """
+
+    model: str = ""
+    variables: Mapping[int, str] = attrs.Factory(dict)
+
+    @classmethod
+    def of(cls, model: Any) -> KerasNames:
+        """Those of a model or layer of Keras."""
+        return cls(model.name, {id(variable.value): variable.path for variable in model.variables})
 
 
 def renamed(graph_def: Any, names: Mapping[str, str]) -> None:
@@ -35,7 +50,7 @@ def renamed(graph_def: Any, names: Mapping[str, str]) -> None:
                 node.input[index] = text.replace(read, names[read], 1)
 
 
-def layer_names(graph_def: Any, paths: Mapping[str, str]) -> dict[str, str]:
+def layer_names(graph_def: Any, model: str, paths: Mapping[str, str]) -> dict[str, str]:
     """New names for nodes inside of layers: what the layers are called in Keras in place of the scopes in the graph.
 
     What a scope is called in Keras is learned from the variables that are read in it. One for which they disagree keeps
@@ -43,12 +58,13 @@ def layer_names(graph_def: Any, paths: Mapping[str, str]) -> dict[str, str]:
 
     Args:
         graph_def: the traced call.
+        model: what Keras calls the model.
         paths: how Keras names variables, by the names of the nodes that stand for them.
 
     Returns:
         New names by old ones, of those nodes that get another one.
     """
-    layers = _layers(graph_def, paths)
+    layers = _layers(graph_def, model, paths)
     wanted = {node.name: _in_keras(node.name, layers) for node in graph_def.node if node.name not in paths}
     wanted = {old: new for old, new in wanted.items() if new != old}
     taken = {node.name for node in graph_def.node} - wanted.keys()
@@ -67,15 +83,17 @@ def _in_keras(name: str, layers: Mapping[str, str]) -> str:
     return "/".join(layers.get("/".join(scopes[: depth + 1]), scope) for depth, scope in enumerate(scopes))
 
 
-def _layers(graph_def: Any, paths: Mapping[str, str]) -> dict[str, str]:
+def _layers(graph_def: Any, model: str, paths: Mapping[str, str]) -> dict[str, str]:
     """The names of layers by the whole scopes that stand for them."""
     found: dict[str, set[str]] = defaultdict(set)
     for node in graph_def.node:
         scopes = node.name.split("/")[:-1]
         for variable in map(input_node, node.input):
-            # The path of a layer that is older than its functional model does not begin with that.
             layers = paths.get(variable, "").split("/")[:-1]
             first = next((i for i, scope in enumerate(scopes) if layers and _stands_for(scope, layers[0])), len(scopes))
+            # The path of a layer that is older than its functional model does not begin with that.
+            if 0 < first < len(scopes) and _stands_for(scopes[0], model):
+                found[scopes[0]].add(model)
             for depth, (scope, layer) in enumerate(zip(scopes[first:], layers, strict=False), first + 1):
                 if not _stands_for(scope, layer):
                     break

@@ -22,7 +22,7 @@ from sparsekit.artefact.rewriting import Edits
 from sparsekit.errors import GraphError, ModelError
 from sparsekit.graph.trace import Read
 from sparsekit.training.distribution import identity, whole
-from sparsekit.training.naming import layer_names, renamed, variable_paths
+from sparsekit.training.naming import KerasNames, layer_names, renamed
 
 _log = logging.getLogger("sparsekit")
 
@@ -60,9 +60,9 @@ def trace(model: Any, input_signature: Sequence[Any] | None = None) -> TracedMod
             where=name_of(model),
             hint=_SIGNATURE,
         ) from error
-    paths = variable_paths(model) if is_keras(model) else {}
-    _warn_of_unread(model, concrete.graph, paths)
-    return TracedModel(name_of(model), concrete, paths)
+    names = KerasNames.of(model) if is_keras(model) else KerasNames()
+    _warn_of_unread(model, concrete.graph, names.variables)
+    return TracedModel(name_of(model), concrete, names)
 
 
 def _warn_of_unread(model: Any, graph: Any, paths: Mapping[int, str]) -> None:
@@ -91,20 +91,20 @@ class TracedModel(Model):
     Args:
         source: what the model is called.
         concrete: the traced call.
-        paths: what variables are called, by their ids, where that is not their own name.
+        names: what Keras calls it and its variables.
 
     Attributes:
         variables: the ``tf.Variable`` behind every variable node of the graph, by the node's name.
     """
 
-    def __init__(self, source: str, concrete: Any, paths: Mapping[int, str]) -> None:
+    def __init__(self, source: str, concrete: Any, names: KerasNames) -> None:
         self.source = source
         graph = concrete.graph
         by_handle = {id(variable.handle): whole(variable) for variable in graph.variables}
         captured = {
             inside.op.name: by_handle[id(outside)] for outside, inside in graph.captures if id(outside) in by_handle
         }
-        self.graph_def, self.variables = _with_variables(graph.as_graph_def(), captured, paths)
+        self.graph_def, self.variables = _with_variables(graph.as_graph_def(), captured, names)
 
     def obstacle(self, read: Read) -> str:
         for leaf in read.leaves:
@@ -139,10 +139,9 @@ class TracedModel(Model):
         raise ModelError("is saved by its own means", where=self.source, hint="Call .finalize(), then model.save().")
 
 
-def _with_variables(
-    graph_def: Any, captured: Mapping[str, Any], paths: Mapping[int, str]
-) -> tuple[Any, dict[str, Any]]:
+def _with_variables(graph_def: Any, captured: Mapping[str, Any], keras_names: KerasNames) -> tuple[Any, dict[str, Any]]:
     """The graph with variables in place of the placeholders that stand for them, named as users know them."""
+    paths = keras_names.variables
     nodes = {node.name: node for node in graph_def.node}
     taken = nodes.keys() - captured.keys()
     names: dict[str, str] = {}
@@ -161,7 +160,7 @@ def _with_variables(
         node.attr["shared_name"].s = name.encode()
     renamed(graph_def, names)
     known = {names[inside]: paths[id(variable)] for inside, variable in captured.items() if id(variable) in paths}
-    renamed(graph_def, layer_names(graph_def, known))
+    renamed(graph_def, layer_names(graph_def, keras_names.model, known))
     return graph_def, {names[inside]: variable for inside, variable in captured.items()}
 
 
