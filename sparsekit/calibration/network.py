@@ -178,5 +178,8 @@ def _model_input(name: str, graph: Any, tensor_name: str) -> ModelInput:
 
 
 def _unread(model: Model) -> list[str]:
-    """The results of a graph that does not name them: the ops that nobody reads."""
-    return [node.name for node in model.view.nodes() if not model.view.readers(node) and node.output_rank != 0]
+    """The results of a graph that does not name them: the ops that nobody reads, but for inputs, which freezers leave
+    behind."""
+    inputs = {tensor.partition(":")[0] for tensor in model.inputs.values()}
+    unread = (node for node in model.view.nodes() if not model.view.readers(node) and node.output_rank != 0)
+    return [node.name for node in unread if node.name not in inputs]

@@ -14,14 +14,16 @@ from sparsekit.calibration.repairs import fits, repaired
 from sparsekit.config import PruneConfig
 from sparsekit.criterion import Criterion
 from sparsekit.pattern import Pattern
-from sparsekit.reconstruction import LayerProblem, Solution, assess, mean_shift, output_moments, scale_shift
-from sparsekit.reconstruction.damping import Scorer
+from sparsekit.reconstruction import LayerProblem, Solution, Statistics, assess, mean_shift, output_moments, scale_shift
+from sparsekit.reconstruction.damping import Scorer, goal_of, ridge
 from sparsekit.result import LayerAccount
 
 Array: TypeAlias = npt.NDArray[Any]
 
 FEWEST_ROWS = 4
 """From fewer rows of inputs a fit can be worse than none."""
+_LITTLE = 1e-4
+"""The damping where the best fit on the rows themselves is wanted."""
 FEW_SAMPLES = 16
 """With fewer, what a criterion or a repair finds is compared with magnitude on samples that it has not seen."""
 
@@ -100,28 +102,39 @@ def solve_layer(
     )
 
 
-def scaled_by_sums(seen: Array, solved: SolvedLayer, collected: Collected) -> SolvedLayer:
+def scaled_by_sums(seen: Array, solved: SolvedLayer, collected: Collected, *, guard: bool) -> SolvedLayer:
     """Mean and deviation of a solved layer's outputs restored, by the sums over its inputs.
 
     Args:
         seen: the dense weight as the op sees it.
         solved: the layer.
         collected: its layout and statistics.
+        guard: leave it alone where that is worse on either half of the samples by the other's moments; few samples are
+            always guarded.
     """
     if any(halves(s) is None or min(s.rows[s.rows > 0]) < FEWEST_ROWS for s in collected.statistics):
         return attrs.evolve(
             solved, account=solved.account.noted("mean and deviation are not restored from so few rows")
         )
     dense, pruned = (collected.layout.matrices(weight) for weight in (seen, solved.weight))
-    weights, shifts, lost, energy = [], [], 0.0, 0.0
-    for before, after, statistics in zip(dense, pruned, collected.statistics, strict=True):
+    weights, shifts, lost, energy, unseen = [], [], 0.0, 0.0, np.zeros(2)
+    for block, (before, after, statistics) in enumerate(zip(dense, pruned, collected.statistics, strict=True)):
         scale, shift = scale_shift(output_moments(before, statistics), output_moments(after, statistics))
         weights.append((after * scale).astype(after.dtype))
         shifts.append(shift)
-        gram, difference = statistics.total_gram(), before - weights[-1].astype(np.float64)
-        lost += float(np.vdot(difference, gram @ difference))
-        lost += statistics.total_rows * float(shift @ (shift - 2 * statistics.mean() @ difference))
-        energy += float(np.vdot(before, gram @ before.astype(np.float64)))
+        lost += _lost(before, weights[-1], shift, statistics)
+        energy += _lost(before, np.zeros_like(before), np.zeros(before.shape[1]), statistics)
+        both = halves(statistics)
+        assert both is not None
+        for fitted, scored in (both, both[::-1]):
+            scale, shift = scale_shift(output_moments(before, fitted), output_moments(after, fitted))
+            as_found = np.zeros(before.shape[1]) if solved.shift is None else solved.shift[block]
+            unseen += _lost(before, after, as_found, scored), _lost(before, after * scale, shift, scored)
+    few = min(int(s.samples.sum()) for s in collected.statistics) < FEW_SAMPLES
+    if (guard or few) and unseen[1] > unseen[0]:
+        shares = unseen / energy if energy > 0 else unseen
+        note = f"with mean and deviation restored held-back samples lose {shares[1]:.3g}, without {shares[0]:.3g}"
+        return attrs.evolve(solved, account=solved.account.noted(note))
     account = attrs.evolve(
         solved.account,
         error_after=max(lost, 0.0) / energy if energy > 0 else 0.0,
@@ -130,6 +143,13 @@ def scaled_by_sums(seen: Array, solved: SolvedLayer, collected: Collected) -> So
         shifted=True,
     )
     return SolvedLayer(collected.layout.weight(weights), np.stack(shifts), account)
+
+
+def _lost(dense: Array, pruned: Array, shift: Array, statistics: Statistics) -> float:
+    """``|X (dense - pruned) - shift|^2``."""
+    difference = dense - pruned.astype(np.float64)
+    lost = float(np.vdot(difference, statistics.total_gram() @ difference))
+    return lost + statistics.total_rows * float(shift @ (shift - 2 * statistics.mean() @ difference))
 
 
 @attrs.frozen(eq=False)
@@ -177,8 +197,20 @@ def _solve_block(problem: LayerProblem, criterion: Criterion, config: PruneConfi
     # Without the energy of the dense path, shares are known up to a constant alone.
     if held is not None and problem.target == "own":
         return _Block(solution, shift, (held.magnitude, held.mask, held.fitted), True)
-    alone = Scorer.of(problem, problem.statistics)(np.where(solution.mask, problem.weight, 0), shifted=False)
-    return _Block(solution, shift, (solution.error_before, alone, solution.error_after), not solution.damping)
+    return _Block(solution, shift, _errors_beside_the_best(problem, solution), not solution.damping)
+
+
+def _errors_beside_the_best(problem: LayerProblem, solution: Solution) -> tuple[float, float, float]:
+    """Errors on the rows that were fitted, less that of the weights that fit the target best while all stay."""
+    error, best = Scorer.of(problem, problem.statistics), 0.0
+    if problem.target == "dense":
+        gram = problem.gram()
+        system = gram + np.diag(ridge(gram, _LITTLE))
+        best = error(goal_of(problem.weight, gram, system, problem.cross_gram()))
+    plain, alone = (np.where(mask, problem.weight, 0) for mask in (problem.magnitude_mask(), solution.mask))
+    after = error(solution.weight, shifted=solution.damping > 0)
+    before, by_mask = (error(weight, shifted=False) for weight in (plain, alone))
+    return max(before - best, 0.0), max(by_mask - best, 0.0), max(after - best, 0.0)
 
 
 def _magnitude(problem: LayerProblem, why: str) -> Solution:

@@ -211,7 +211,7 @@ def solve_planned(
         centered=centered,
     )
     if config.order == "one-pass" and "scale-shift" in config.repair and centered:
-        return scaled_by_sums(seen, solved, collected)
+        return scaled_by_sums(seen, solved, collected, guard=config.guard)
     return solved
 
 

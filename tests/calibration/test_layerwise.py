@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from click.testing import CliRunner
 from small_graphs import settings_of
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 import sparsekit
 from sparsekit.artefact.model import open_model
@@ -132,6 +133,22 @@ def test_a_layer_in_a_loop_goes_by_magnitude_and_says_so() -> None:
     assert "before" in before.name and (before.criterion, before.note) == ("admm", "")
     assert "inside" in inside.name and inside.criterion == "magnitude" and "in a loop or cond" in inside.note
     assert sparsekit.verify(result.graph_def).ok
+
+
+def test_inputs_that_a_freezer_left_behind_are_none() -> None:
+    weight = tf.Variable(normal(8, 8) / 3)
+
+    @tf.function
+    def looped(x: Any) -> Any:
+        for _ in tf.range(3):
+            x = tf.tanh(x @ weight)
+        return x @ weight
+
+    concrete = looped.get_concrete_function(tf.TensorSpec([None, 8], name="x"))
+    frozen = convert_variables_to_constants_v2(concrete).graph.as_graph_def()
+    assert sum(node.op == "Placeholder" for node in frozen.node) > 1
+    result = sparsekit.prune(frozen, {"keep_dense": 0}, calibration=normal(40, 8))
+    assert result.accounts and sparsekit.verify(result.graph_def).ok
 
 
 def test_layers_in_loops_and_branches_of_tensorflow_1_too_and_those_behind_come_after_them() -> None:

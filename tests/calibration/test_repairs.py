@@ -494,14 +494,16 @@ def test_the_guard_rejects_a_fit_that_does_not_hold_on_held_back_samples() -> No
     assert sparsekit.diff(kept.graph_def, prune(bare_net(), calibration=images()).graph_def).identical
 
 
-def test_the_guard_rejects_scale_shift_where_that_loses_more() -> None:
+@pytest.mark.parametrize("order", ["sequential", "one-pass"])
+def test_the_guard_rejects_scale_shift_where_that_loses_more(order: str) -> None:
     """What the smallest weights give has little to do with what it should be: amplified, it is further off."""
-    cfg = {"criterion": "inverted", "repair": ["scale-shift"]}
+    cfg = {"criterion": "inverted", "repair": ["scale-shift"], "order": order}
     (account,) = prune(dense_layer(32, 8), cfg, calibration=normal(300, 32)).accounts
     assert account.scaled and account.worse
     guarded = prune(dense_layer(32, 8), {**cfg, "guard": True}, calibration=normal(300, 32))
     (account,) = guarded.accounts
-    assert not account.scaled and not account.worse and "with mean and deviation restored" in account.note
+    assert not account.scaled and account.error_after == account.error_mask
+    assert "with mean and deviation restored" in account.note
     alone = prune(dense_layer(32, 8), {"criterion": "inverted"})
     assert sparsekit.diff(guarded.graph_def, alone.graph_def).identical
 
@@ -547,6 +549,23 @@ def test_errors_are_shares_of_all_energy_and_count_the_mean_that_no_bias_takes(
         assert account.error_before == pytest.approx(lost["magnitude"], rel=0.01)
     if criterion != "admm":
         assert account.error_mask == pytest.approx(lost["mask"], rel=0.01)
+
+
+@pytest.mark.parametrize("repair", [[], ["auto"]], ids=str)
+@pytest.mark.parametrize("criterion", ["wanda", "admm", "magnitude"])
+def test_errors_beside_the_dense_path_can_be_compared(criterion: str, repair: list[str]) -> None:
+    """What the best weights would lose, too, is not counted: the layers before are pruned."""
+    with tf.Graph().as_default() as graph:
+        h = tf.nn.relu(tf.matmul(v1.placeholder(tf.float32, [None, 32], name="x"), constant(32, 16), name="first"))
+        tf.matmul(h, constant(16, 4), name="second")
+    cfg = {"criterion": criterion, "repair": repair, "target_path": "dense"}
+    x = (normal(64, 12, seed=1) @ normal(12, 32, seed=2) + 1).astype("f")
+    for account in prune(graph.as_graph_def(), cfg, calibration=x).accounts:
+        assert account.error_mask > 0 and account.error_after >= 0 and not account.worse  # type: ignore[operator]
+        if not account.damping:
+            assert account.error_after == pytest.approx(account.error_mask)
+        elif account.name == "second":
+            assert account.error_after < 0.9 * account.error_mask  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("x", [np.ones((40, 32), "f"), normal(1, 32)], ids=["constant", "one sample"])
