@@ -71,7 +71,7 @@ class MaskedModel:
         self._wrapped: dict[int, WrappedOptimizer] = {}
         self._finalized = False
         if config.start_step == 0:
-            self._distribution.once(lambda: self._choose(self.weights, count=False))
+            self._distribution.once(self._choose_first)
         with self._distribution.scope():
             self._state = MaskState(model, choice.masking == "forward", self._steps, self.weights)
         self._warn(config)
@@ -243,7 +243,7 @@ class MaskedModel:
             for weight in self.weights:
                 weight.forget()
             if self._config.start_step == 0:
-                self._choose(self.weights, count=False)
+                self._choose_first()
         self._enforce()
         for wrapped in self._wrapped.values():
             if wrapped.choice.masking == "in-place":
@@ -264,26 +264,29 @@ class MaskedModel:
         self._steps.assign_add(1)
         step = self._steps.read_value()
         for schedule, weights in self._groups.items():
-            if schedule.needs_steps:
-                choose = functools.partial(self._choose_and_clear, weights)
-                # A loop of one turn or none: XLA's conditional copies all that it may write in every step, and costs
-                # as much as the step itself; its loop writes in place.
-                tf.while_loop(lambda due: due, choose, [schedule.due(step)])
+            if not schedule.needs_steps:
+                continue
+            due = schedule.due(step)
+            # Loops of one turn or none. XLA's conditional copies all that it may write, in every step; its loop writes
+            # in place. A loop for every weight: what one needs for a while serves the next, and memory stays so small
+            # that the allocator does not ask the system for it anew in every step.
+            for weight in weights:
+                tf.while_loop(lambda due: due, functools.partial(self._choose_and_clear, weight), [due])
 
-    def _choose_and_clear(self, weights: Sequence[MaskedWeight], due: tf.Tensor) -> tf.Tensor:
-        self._choose(weights, count=True)
+    def _choose_and_clear(self, weight: MaskedWeight, due: tf.Tensor) -> tf.Tensor:
+        weight.choose()
         for wrapped in self._wrapped.values():
-            self._clear(wrapped)
+            self._clear(wrapped, weight)
         return tf.zeros_like(due)
 
-    def _clear(self, wrapped: WrappedOptimizer) -> None:
+    def _clear(self, wrapped: WrappedOptimizer, weight: MaskedWeight | None = None) -> None:
         # Straight through, momentum is what trains dropped weights.
         if self._config.gradient == "masked":
-            wrapped.clear_momenta()
+            wrapped.clear_momenta(weight)
 
-    def _choose(self, weights: Sequence[MaskedWeight], count: bool) -> None:
-        for weight in weights:
-            weight.choose(count)
+    def _choose_first(self) -> None:
+        for weight in self.weights:
+            weight.choose(count=False)
 
     def _require_open(self) -> None:
         if self._finalized:

@@ -110,10 +110,11 @@ class WrappedOptimizer:
         """Give the optimizer its own ``apply`` back."""
         self.optimizer.__dict__.pop("apply", None)
 
-    def clear_momenta(self) -> None:
-        """Take the momentum of dropped weights away: it would move them."""
+    def clear_momenta(self, only: MaskedWeight | None = None) -> None:
+        """Take the momentum of dropped weights away, of all masked ones or of one: it would move them."""
         for weight, slot in self._momenta():
-            weight.take_dropped_from(slot)
+            if only is None or weight is only:
+                weight.take_dropped_from(slot)
 
     def _apply(self, grads: Any, trainable_variables: Any = None) -> Any:
         grads = list(grads)

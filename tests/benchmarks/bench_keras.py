@@ -15,7 +15,7 @@ from instances import Instances, Variant, in_turns, one_thread, run_instances, t
 
 WIDTH, BATCH = 1024, 64
 # Masks are chosen once in every round.
-ROUNDS, PERIOD = 12, 30
+ROUNDS, PERIOD = 8, 30
 WEIGHTS = 3 * WIDTH**2
 COPIED_BYTES = 2 * 4 * (16 << 20)
 
