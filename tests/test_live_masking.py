@@ -22,6 +22,7 @@ from small_graphs import (
     masks,
     run_graph,
     session,
+    settings_of,
     sgd,
     values,
     variable,
@@ -167,6 +168,25 @@ def test_two_optimizers_of_one_batch_both_count_in_the_first_batch(kind: str) ->
                 mask = keep_mask(start, 0)
                 expected = np.where(mask, start - 2 * np.float32(0.1) * data.sum(0)[:, None], 0)
                 np.testing.assert_allclose(sess.run(w), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("variables", "control_flow"), [("ref", "v1"), ("resource", "v1"), ("resource", "v2")])
+def test_a_gradient_inside_a_cond_writes_zeros_when_it_is_taken(variables: str, control_flow: str) -> None:
+    with settings_of(variables, control_flow), tf.Graph().as_default() as graph:
+        x = v1.placeholder(tf.float32, [None, 8])
+        taken = v1.placeholder(tf.bool, [])
+        w = variable("w", [8, 4])
+        loss = tf.reduce_mean(tf.matmul(x, w, name="fc") ** 2)
+        sparsekit.prune(graph, {"masking": "in-place"})
+        gradient = v1.cond(taken, lambda: v1.gradients(loss, [w])[0], lambda: tf.zeros([8, 4]))
+        step = v1.train.GradientDescentOptimizer(0.1).apply_gradients([(gradient, w)])
+        with session(graph) as sess:
+            start = sess.run(w)
+            sess.run(step, {x: values([2, 8]), taken: False})
+            assert bits(sess.run(w)) == bits(start)
+            for _ in range(2):
+                sess.run(step, {x: values([2, 8]), taken: True})
+                assert np.array_equal(sess.run(w) != 0, keep_mask(start, 0))
 
 
 @pytest.mark.parametrize("masking", ["in-place", "project"])
