@@ -9,7 +9,7 @@ from sparsekit.graph.node import Edge, LiveNode
 from sparsekit.masking import LayerMask, MaskDescription
 from sparsekit.planning import PlannedLayer
 from sparsekit.plugins import Registry
-from sparsekit.variable_reads import mask_gradients
+from sparsekit.variable_reads import mask_gradients, python_variables
 
 
 def insert_masks(graph: tf.Graph, layers: tuple[PlannedLayer, ...], registry: Registry) -> list[LayerMask]:
@@ -35,12 +35,13 @@ def insert_masks(graph: tf.Graph, layers: tuple[PlannedLayer, ...], registry: Re
                 expected=f"criterion '{layer.decision.criterion}' to work inside a graph",
                 hint="No op was rewired. Build the graph anew before you try again, with another criterion.",
             ) from error
+    objects = python_variables(graph)
     # Every mask is there before the first op is rewired.
     for layer, mask in zip(layers, masks, strict=True):
         for site, handler in zip(layer.sites, layer.handlers, strict=True):
             handler.insert_mask(site, mask.apply(_tensor(site.source.tensor)))
         if layer.masking == "in-place":
-            mask_gradients(_owner(layer), layer.decision.name)
+            mask_gradients(_owner(layer), objects[_owner(layer)], layer.decision.name)
     return masks
 
 

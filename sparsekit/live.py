@@ -61,7 +61,7 @@ def plan_live(
     """
     require_live(graph)
     view = LiveGraph(graph) if outputs is None else ForwardGraph(graph, outputs)
-    return with_masking(make_plan(view, config, outputs, registry, target), config)
+    return with_masking(graph, make_plan(view, config, outputs, registry, target), config)
 
 
 def prune_live(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 
 import attrs
 import tensorflow as tf
@@ -20,14 +21,15 @@ _WHY: dict[Masking, str] = {
 }
 
 
-def with_masking(planning: Planning, config: PruneConfig) -> Planning:
+def with_masking(graph: tf.Graph, planning: Planning, config: PruneConfig) -> Planning:
     """The planning with how every layer's zeros are kept, and a sentence of it in the plan."""
     if config.masking == "auto":
         sentence = "Masking: forward (safe with every optimizer that a graph may get; in-place costs less)."
         return _told(planning, sentence)
     if config.masking == "forward":
         return _told(planning, f"Masking: forward ({_WHY['forward']}).")
-    obstacles = {layer.decision.name: _obstacle(layer, config.masking) for layer in planning.layers}
+    known = python_variables(graph).keys() if config.masking == "in-place" else None
+    obstacles = {layer.decision.name: _obstacle(layer, known) for layer in planning.layers}
     layers = tuple(
         layer if obstacles[layer.decision.name] else attrs.evolve(layer, masking=config.masking)
         for layer in planning.layers
@@ -53,8 +55,13 @@ def _some(layers: list[str]) -> str:
     return ", ".join(layers[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _obstacle(layer: PlannedLayer, masking: Masking) -> str:
-    """Why a layer must be masked in the forward pass, "" if it need not."""
+def _obstacle(layer: PlannedLayer, known: Collection[tf.Operation] | None) -> str:
+    """Why a layer must be masked in the forward pass, "" if it need not.
+
+    Args:
+        layer: the layer.
+        known: where every gradient must be masked, the variables whose readers can be told.
+    """
     if layer.decision.update_freq:
         return (
             "masks that are chosen again need the dropped values, and momentum in an optimizer that is not built yet "
@@ -66,21 +73,21 @@ def _obstacle(layer: PlannedLayer, masking: Masking) -> str:
     (variable,) = variables
     if variable.type == "Const":
         return "the weight is a constant"
-    return _unreachable_gradient(layer, variable) if masking == "in-place" else ""
+    return "" if known is None else _unreachable_gradient(layer, variable, known)
 
 
-def _unreachable_gradient(layer: PlannedLayer, variable: tf.Operation) -> str:
+def _unreachable_gradient(layer: PlannedLayer, variable: tf.Operation, known: Collection[tf.Operation]) -> str:
     """Why not every gradient for the variable can be masked, "" if it can."""
-    if not python_variables(variable):
+    if variable not in known:
         return "the variable is in no collection, so that later readers of it are not known"
-    known = reads(variable)
-    if any(has_own_gradient(read) for read in known):
+    readers = reads(variable)
+    if any(has_own_gradient(read) for read in readers):
         return "a read of the variable has a gradient of its own"
     for site in layer.sites:
         assert isinstance(site.source.tensor.node, LiveNode)
         read = site.source.tensor.node.operation
-        while read not in known and read.type == "Identity" and read.inputs[0].op is not variable:
+        while read not in readers and read.type == "Identity":
             read = read.inputs[0].op
-        if read not in known:
+        if read not in readers:
             return "the variable is used without a read of it"
     return ""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -14,17 +15,18 @@ from sparsekit.gradient import MARKS, READING
 from sparsekit.masking import SCOPE
 
 
-def mask_gradients(variable: tf.Operation, layer: str) -> None:
+def mask_gradients(variable: tf.Operation, objects: Sequence[Any], layer: str) -> None:
     """Let every gradient for a variable be masked, that of a regularizer, say, as that of the layer.
 
     Args:
         variable: its op.
+        objects: what stands for it in Python, see `python_variables`.
         layer: whose mask.
     """
     mark = functools.partial(_mark, variable=variable, scope=f"{layer}/{SCOPE}")
     for read in reads(variable):
         mark(read)
-    for found in python_variables(variable):
+    for found in objects:
         name = "_read_variable_op" if resource_variable_ops.is_resource_variable(found) else "read_value"
         # An attribute of the object: reads that are built later are ops of their own.
         setattr(found, name, _marking(getattr(found, name), mark))
@@ -41,20 +43,15 @@ def has_own_gradient(read: tf.Operation) -> bool:
     return MARKS[0] in read.node_def.attr
 
 
-def python_variables(variable: tf.Operation) -> list[Any]:
-    """The objects that stand for it in the graph's collections."""
-    return list({id(found): found for found in _in_collections(variable.graph) if _op_of(found) is variable}.values())
-
-
-def _in_collections(graph: tf.Graph) -> Iterator[Any]:
-    for key in graph.get_all_collection_keys():
-        yield from graph.get_collection_ref(key)
-
-
-def _op_of(found: Any) -> tf.Operation | None:
-    if not isinstance(found, tf.Variable):
-        return None
-    return found.handle.op if resource_variable_ops.is_resource_variable(found) else found.op
+def python_variables(graph: tf.Graph) -> dict[tf.Operation, list[Any]]:
+    """The variables in the graph's collections, by their ops: several objects may stand for one."""
+    objects: dict[tf.Operation, list[Any]] = defaultdict(list)
+    found = {id(item): item for key in graph.get_all_collection_keys() for item in graph.get_collection_ref(key)}
+    for item in found.values():
+        if isinstance(item, tf.Variable):
+            is_resource = resource_variable_ops.is_resource_variable(item)
+            objects[item.handle.op if is_resource else item.op].append(item)
+    return objects
 
 
 def _marking(read: Callable[..., tf.Tensor], mark: Callable[[tf.Operation], None]) -> Callable[..., tf.Tensor]:

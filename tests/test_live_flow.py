@@ -304,20 +304,25 @@ STRUCTURES = [
     function_call,
     function_with_captured_weight,
 ]
+MASKED = {"forward": "Mul", "in-place": "IdentityN"}
 SETTINGS = [("ref", "v1"), ("resource", "v1"), ("resource", "v2")]
 
 
 @pytest.mark.parametrize(("variables", "control_flow"), SETTINGS)
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_a_weight_in_control_flow(variables: str, control_flow: str, structure: Callable[[Any, Any], Any]) -> None:
+@pytest.mark.parametrize("masking", ["forward", "in-place"])
+def test_a_weight_in_control_flow(
+    variables: str, control_flow: str, structure: Callable[[Any, Any], Any], masking: str
+) -> None:
     data = values([3, 8], 9)
     with settings_of(variables, control_flow):
         with tf.Graph().as_default() as graph:
             x = v1.placeholder(tf.float32, [None, 8], name="x")
             w = variable("w", [8, 8])
             y = tf.identity(structure(x, tf.identity(w)), name="y")
-            (decision,) = sparsekit.prune(graph, outputs="y").plan.decisions
+            (decision,) = sparsekit.prune(graph, {"masking": masking}, outputs="y").plan.decisions
             assert decision.pruned, decision.message
+            assert graph.get_operation_by_name(f"{decision.name}/sparsekit/masked").type == MASKED[masking]
             loss = tf.reduce_mean((y - 1.0) ** 2)
             pairs = v1.train.GradientDescentOptimizer(0.1).compute_gradients(loss, [w, x])
             with session(graph) as sess:
@@ -347,14 +352,15 @@ def test_a_weight_in_control_flow(variables: str, control_flow: str, structure: 
     assert sparsekit.verify(pruned, outputs="y").ok
 
 
-def test_gradients_of_gradients_pass_the_mask_once(kind: str) -> None:
+@pytest.mark.parametrize("masking", MASKED)
+def test_gradients_of_gradients_pass_the_mask_once(kind: str, masking: str) -> None:
     """A gradient penalty, as in WGAN-GP."""
     data = values([3, 8])
     with tf.Graph().as_default() as graph:
         x = v1.placeholder(tf.float32, [None, 8])
         w = variable("w", [8, 4])
         y = tf.tanh(tf.matmul(x, w, name="fc"))
-        sparsekit.prune(graph)
+        sparsekit.prune(graph, {"masking": masking})
         (slope,) = v1.gradients(tf.reduce_sum(y), [x])
         penalty = tf.reduce_mean((tf.norm(slope, axis=1) - 1.0) ** 2)
         (pair,) = v1.train.GradientDescentOptimizer(0.1).compute_gradients(penalty, [w])
