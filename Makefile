@@ -38,6 +38,7 @@ bench: $(BENCH)/installed
 	$(BENCH)/bin/python tests/benchmarks/bench_artefact.py
 	$(BENCH)/bin/python tests/benchmarks/bench_training.py
 	$(BENCH)/bin/python tests/benchmarks/bench_solver.py
+	$(BENCH)/bin/python tests/benchmarks/bench_several_workers.py
 
 bench-accuracy: $(BENCH)/installed
 	$(BENCH)/bin/python tests/benchmarks/bench_accuracy.py
