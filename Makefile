@@ -39,6 +39,7 @@ bench: $(BENCH)/installed
 	$(BENCH)/bin/python tests/benchmarks/bench_training.py
 	$(BENCH)/bin/python tests/benchmarks/bench_keras.py
 	$(BENCH)/bin/python tests/benchmarks/bench_solver.py
+	$(BENCH)/bin/python tests/benchmarks/bench_several_workers.py
 
 bench-accuracy: $(BENCH)/installed
 	$(BENCH)/bin/python tests/benchmarks/bench_accuracy.py

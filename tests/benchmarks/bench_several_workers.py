@@ -1,0 +1,139 @@
+"""What masks cost a training step of one worker, and of two that add up their gradients (MultiWorkerMirroredStrategy).
+
+Every number is CPU time of a worker with one compute thread, gRPC included; dense and masked rounds are interleaved, in
+step on both workers; medians over several runs (instances).
+
+Run: python tests/benchmarks/bench_several_workers.py [--instances N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+ROUNDS, STEPS = 5, 6
+WIDTH, BATCH = 1024, 64
+SECONDS = 300
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--instances", type=int, default=3)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        print(json.dumps(measure()))
+        return
+    alone, together = [], []
+    for _ in range(arguments.instances):
+        alone.append(run_workers(1)[0])
+        together.append(run_workers(2)[0])
+    report(alone, together)
+
+
+def report(alone: list[dict[str, float]], together: list[dict[str, float]]) -> None:
+    from sparsekit.table import text_table
+
+    def cost(runs: list[dict[str, float]]) -> str:
+        percents = [100 * (run["masked"] / run["dense"] - 1) for run in runs]
+        return f"{statistics.median(percents):+.1f} % ({min(percents):+.1f}..{max(percents):+.1f})"
+
+    def milliseconds(runs: list[dict[str, float]], variant: str) -> str:
+        return f"{1e3 * statistics.median(run[variant] for run in runs):.2f}"
+
+    rows = [
+        ("one worker, dense step, ms", milliseconds(alone, "dense"), ""),
+        ("each of two workers, dense step, ms", milliseconds(together, "dense"), ""),
+        ("one worker, masks", cost(alone), ""),
+        ("each of two workers, masks", cost(together), "as one"),
+    ]
+    header = (f"Keras MLP 3x{WIDTH}, SGD, median of n={len(alone)} instances (range)", "measured", "limit")
+    print(text_table(header, rows), end="")
+
+
+def run_workers(count: int) -> list[dict[str, float]]:
+    """Processes of this script that train together; what each measured."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    for each in sockets:
+        each.close()
+    processes = []
+    for index in range(count):
+        config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TF_CONFIG": json.dumps(config)}
+        command = [sys.executable, __file__, "--worker"]
+        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+    try:
+        outputs = [process.communicate(timeout=SECONDS)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    if any(process.returncode for process in processes):
+        sys.exit("a worker failed")
+    return [json.loads(output.splitlines()[-1]) for output in outputs]
+
+
+def measure() -> dict[str, float]:
+    """Seconds of CPU a step, of this worker."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    workers = len(json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"])
+    # One worker is trained as most are: without a strategy.
+    strategy = tf.distribute.get_strategy() if workers == 1 else tf.distribute.MultiWorkerMirroredStrategy()
+    variants = {"dense": steps_of(strategy, False), "masked": steps_of(strategy, True)}
+    for run in variants.values():
+        run(3)
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(ROUNDS):
+        for name, run in variants.items():
+            start = time.process_time()
+            run(STEPS)
+            seconds[name].append((time.process_time() - start) / STEPS)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def steps_of(strategy: Any, masked: bool) -> Callable[[int], None]:
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    import sparsekit
+
+    with strategy.scope():
+        layers = [keras.layers.Dense(WIDTH, activation="relu", use_bias=False) for _ in range(3)]
+        model = keras.Sequential([keras.Input((WIDTH,)), *layers])
+        optimizer = keras.optimizers.SGD(1e-3)
+        optimizer.build(model.trainable_variables)
+    if masked:
+        sparsekit.prune(model).wrap(optimizer)
+    x = tf.constant(np.random.RandomState(0).randn(BATCH, WIDTH).astype(np.float32))
+
+    @tf.function
+    def step() -> None:
+        def replica() -> None:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(model(x)))
+            optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+
+        strategy.run(replica)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            step()
+        model.layers[0].kernel.numpy()  # all is done when this can be read
+
+    return run
+
+
+if __name__ == "__main__":
+    main()
