@@ -35,7 +35,7 @@ def renamed(graph_def: Any, names: Mapping[str, str]) -> None:
                 node.input[index] = text.replace(read, names[read], 1)
 
 
-def layer_names(graph_def: Any, paths: Mapping[str, str]) -> dict[str, str]:
+def layer_names(graph_def: Any, paths: Mapping[str, str], model: str) -> dict[str, str]:
     """New names for nodes inside of layers: what the layers are called in Keras in place of the scopes in the graph.
 
     What a scope is called in Keras is learned from the variables that are read in it. One for which they disagree keeps
@@ -44,11 +44,12 @@ def layer_names(graph_def: Any, paths: Mapping[str, str]) -> dict[str, str]:
     Args:
         graph_def: the traced call.
         paths: how Keras names variables, by the names of the nodes that stand for them.
+        model: how Keras names the model, the outermost scope.
 
     Returns:
         New names by old ones, of those nodes that get another one.
     """
-    layers = _layers(graph_def, paths)
+    layers = _layers(graph_def, paths, model)
     wanted = {node.name: _in_keras(node.name, layers) for node in graph_def.node if node.name not in paths}
     wanted = {old: new for old, new in wanted.items() if new != old}
     taken = {node.name for node in graph_def.node} - wanted.keys()
@@ -67,11 +68,13 @@ def _in_keras(name: str, layers: Mapping[str, str]) -> str:
     return "/".join(layers.get("/".join(scopes[: depth + 1]), scope) for depth, scope in enumerate(scopes))
 
 
-def _layers(graph_def: Any, paths: Mapping[str, str]) -> dict[str, str]:
+def _layers(graph_def: Any, paths: Mapping[str, str], model: str) -> dict[str, str]:
     """The names of layers by the whole scopes that stand for them."""
     found: dict[str, set[str]] = defaultdict(set)
     for node in graph_def.node:
         scopes = node.name.split("/")[:-1]
+        if scopes and _stands_for(scopes[0], model):
+            found[scopes[0]].add(model)
         for variable in map(input_node, node.input):
             # The path of a layer that is older than its functional model does not begin with that.
             layers = paths.get(variable, "").split("/")[:-1]

@@ -61,7 +61,7 @@ def trace(model: Any, input_signature: Sequence[Any] | None = None) -> TracedMod
         ) from error
     paths = variable_paths(model) if is_keras(model) else {}
     _warn_of_unread(model, concrete.graph, paths)
-    return TracedModel(name_of(model), concrete, paths)
+    return TracedModel(name_of(model), concrete, paths, model.name if is_keras(model) else "")
 
 
 def _warn_of_unread(model: Any, graph: Any, paths: Mapping[int, str]) -> None:
@@ -94,19 +94,20 @@ class TracedModel(Model):
         source: what the model is called.
         concrete: the traced call.
         paths: what variables are called, by their ids, where that is not their own name.
+        outermost: what the scope around all layers is called, "" where there is none.
 
     Attributes:
         variables: the ``tf.Variable`` behind every variable node of the graph, by the node's name.
     """
 
-    def __init__(self, source: str, concrete: Any, paths: Mapping[int, str]) -> None:
+    def __init__(self, source: str, concrete: Any, paths: Mapping[int, str], outermost: str) -> None:
         self.source = source
         graph = concrete.graph
         by_handle = {id(variable.handle): variable for variable in graph.variables}
         captured = {
             inside.op.name: by_handle[id(outside)] for outside, inside in graph.captures if id(outside) in by_handle
         }
-        self.graph_def, self.variables = _with_variables(graph.as_graph_def(), captured, paths)
+        self.graph_def, self.variables = _with_variables(graph.as_graph_def(), captured, paths, outermost)
 
     def obstacle(self, read: Read) -> str:
         for leaf in read.leaves:
@@ -142,7 +143,7 @@ class TracedModel(Model):
 
 
 def _with_variables(
-    graph_def: Any, captured: Mapping[str, Any], paths: Mapping[int, str]
+    graph_def: Any, captured: Mapping[str, Any], paths: Mapping[int, str], outermost: str
 ) -> tuple[Any, dict[str, Any]]:
     """The graph with variables in place of the placeholders that stand for them, named as users know them."""
     nodes = {node.name: node for node in graph_def.node}
@@ -163,7 +164,8 @@ def _with_variables(
         node.attr["shared_name"].s = name.encode()
     renamed(graph_def, names)
     known = {names[inside]: paths[id(variable)] for inside, variable in captured.items() if id(variable) in paths}
-    renamed(graph_def, layer_names(graph_def, known))
+    if outermost:
+        renamed(graph_def, layer_names(graph_def, known, outermost))
     return graph_def, {names[inside]: variable for inside, variable in captured.items()}
 
 
