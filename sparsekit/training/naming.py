@@ -58,7 +58,7 @@ def layer_names(graph_def: Any, model: str, paths: Mapping[str, str]) -> dict[st
 
     Args:
         graph_def: the traced call.
-        model: what Keras calls the model.
+        model: what Keras calls the model, the outermost scope.
         paths: how Keras names variables, by the names of the nodes that stand for them.
 
     Returns:
@@ -88,12 +88,12 @@ def _layers(graph_def: Any, model: str, paths: Mapping[str, str]) -> dict[str, s
     found: dict[str, set[str]] = defaultdict(set)
     for node in graph_def.node:
         scopes = node.name.split("/")[:-1]
+        if scopes and _stands_for(scopes[0], model):
+            found[scopes[0]].add(model)
         for variable in map(input_node, node.input):
+            # The path of a layer that is older than its functional model does not begin with that.
             layers = paths.get(variable, "").split("/")[:-1]
             first = next((i for i, scope in enumerate(scopes) if layers and _stands_for(scope, layers[0])), len(scopes))
-            # The path of a layer that is older than its functional model does not begin with that.
-            if 0 < first < len(scopes) and _stands_for(scopes[0], model):
-                found[scopes[0]].add(model)
             for depth, (scope, layer) in enumerate(zip(scopes[first:], layers, strict=False), first + 1):
                 if not _stands_for(scope, layer):
                     break
