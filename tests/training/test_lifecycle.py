@@ -369,9 +369,7 @@ def test_calibration_has_another_way() -> None:
         sparsekit.prune(net(), calibration=X)
 
 
-@pytest.mark.parametrize(
-    "config", [{"masking": "project"}, {"gradient": "ste"}, {"start_step": 3}, {"freeze_step": 9}], ids=str
-)
+@pytest.mark.parametrize("config", [{"gradient": "ste"}, {"start_step": 3}, {"freeze_step": 9}], ids=str)
 def test_a_live_graph_ignores_no_key(config: dict[str, Any]) -> None:
     with tf.Graph().as_default() as graph:
         x = tf.compat.v1.placeholder(tf.float32, [None, 8])
