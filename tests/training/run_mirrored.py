@@ -103,7 +103,8 @@ def in_a_loop(strategy: Any, own: bool) -> dict[str, Any]:
         optimizer = optimizers.SGD(0.1)
         optimizer.build(model.trainable_variables)
     call = tf.function(model, input_signature=SPECS)
-    result = sparsekit.prune(model if own else call, {"update_freq": 2})
+    with strategy.scope() if own else contextlib.nullcontext():
+        result = sparsekit.prune(model if own else call, {"update_freq": 2})
 
     @tf.function
     def step(x: tf.Tensor, y: tf.Tensor) -> None:

@@ -23,7 +23,7 @@ def _log(folder: Path, worker: int) -> list[dict[str, Any]]:
 
 
 def _until(happened: Callable[[], Any]) -> None:
-    end = time.monotonic() + SECONDS / 2
+    end = time.monotonic() + SECONDS / 3
     while not happened():
         assert time.monotonic() < end
         time.sleep(0.05)

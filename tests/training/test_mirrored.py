@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -11,11 +12,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 from clusters import ROOT, SECONDS
+from keras_nets import compiled, masks_of, net, train
+
+import sparsekit
 
 SCRIPT = Path(__file__).with_name("run_mirrored.py")
-pytestmark = pytest.mark.slow
 
 
 @functools.cache
@@ -28,12 +34,13 @@ def _found() -> dict[str, Any]:
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": paths},
-            timeout=2 * SECONDS,
+            timeout=SECONDS,
         )
         assert done.returncode == 0, done.stderr[-5000:]
         return json.loads(Path(folder, "found.json").read_text())
 
 
+@pytest.mark.slow
 def test_fit_gives_the_masks_and_weights_of_one_device() -> None:
     # After every step every copy of a weight, its mask, shadow and count held the same bits: the script looks.
     for case in ("sgd", "adam", "lamb"):
@@ -48,19 +55,37 @@ def test_fit_gives_the_masks_and_weights_of_one_device() -> None:
     assert "Masking: project (Lamb is not known" in _found()["lamb"]["plan"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_fit_ends_with_the_very_weights_of_one_that_was_not() -> None:
     assert _found()["resumed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["step in replicas", "step outside"])
 def test_step_in_a_loop(where: str) -> None:
     found = _found()[where]
     assert found["dropped"] == 0 and found["alike"] and found["flips"] > 5 and found["verified"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_refused() -> None:
     central, forward, straight_through, keras_own = _found()["refusals"]
     assert "CentralStorageStrategy" in central and "take MirroredStrategy" in central
     assert "masking: 'forward'" in forward and 'expected masking "auto", "in-place" or "project"' in forward
     assert "gradient: 'ste'" in straight_through and 'expected "masked"' in straight_through
     assert "DataParallel, which does nothing on TensorFlow" in keras_own
+
+
+@pytest.mark.parametrize("config", [{"update_freq": 3}, {"masking": "project"}, {"gradient": "ste"}], ids=str)
+def test_a_strategy_of_one_device_changes_nothing(config: dict[str, Any]) -> None:
+    ends = []
+    for scope in (contextlib.nullcontext(), tf.distribute.OneDeviceStrategy("CPU:0").scope()):
+        with scope:
+            model = compiled(net(), keras.optimizers.Adam(0.01))
+        result = sparsekit.prune(model, config)
+        train(model, result.callback, epochs=1)
+        masks = masks_of(result)
+        result.finalize()
+        ends.append([*masks, *(variable.numpy() for variable in [*model.variables, *model.optimizer.variables])])
+    for a, b in zip(*ends, strict=True):
+        np.testing.assert_array_equal(a, b)
