@@ -109,7 +109,9 @@ class MaskedModel:
         trained = self.model if trained is None else trained
         is_new = trained is not self.model and all(trained is not known for known in self._outer)
         optimizer = getattr(trained, "optimizer", None)
-        if hasattr(optimizer, "apply") and id(optimizer) not in self._wrapped:
+        # One that scales losses may hold an optimizer that was wrapped before the model was compiled.
+        known = {id(optimizer), id(getattr(optimizer, "inner_optimizer", None))} & self._wrapped.keys()
+        if hasattr(optimizer, "apply") and not known:
             self._wrap(optimizer, trained)
         elif not is_new:
             return

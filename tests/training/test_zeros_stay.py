@@ -123,6 +123,15 @@ def test_mixed_precision_leaves_the_same_weights_whatever_keeps_the_masks(policy
     assert _equal(found[2], found[0])
 
 
+def test_an_optimizer_that_was_wrapped_before_it_scaled_losses_counts_a_step_once() -> None:
+    model = net()
+    result = sparsekit.prune(model, {"start_step": 11})
+    compiled(model, optimizers.LossScaleOptimizer(result.wrap(optimizers.SGD(0.1))))
+    train(model, result.callback, epochs=1)
+    assert int(model.optimizer.inner_optimizer.iterations) == 10
+    assert result.sparsity == 0
+
+
 @pytest.mark.parametrize(
     ("optimizer", "options", "chosen"),
     [
