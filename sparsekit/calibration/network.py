@@ -56,11 +56,6 @@ class Network:
         self.results = tuple(self._float_results(model))
         self.inputs = tuple(_model_input(name, session.graph, tensor) for name, tensor in self._tensors.items())
 
-    @property
-    def takes_any_number(self) -> bool:
-        """Whether a run takes any number of samples."""
-        return not any(known.shape and known.shape[0] is not None for known in self.inputs)
-
     def computes(self, node: Node) -> bool:
         """Whether a run of the model computes the node."""
         return self._run_of.computes(node)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from sparsekit.artefact.model import Model
 from sparsekit.calibration.inlining import tensor_name
 from sparsekit.calibration.network import Network, opened
-from sparsekit.calibration.samples import Samples
+from sparsekit.calibration.samples import Batch, Samples
 from sparsekit.config import PruneConfig
 from sparsekit.graph.node import Edge
 from sparsekit.layer_sensitivity import LayerSensitivity, Sensitivity
@@ -30,7 +30,6 @@ from sparsekit.plugins import Registry
 from sparsekit.progress import track
 
 Array: TypeAlias = npt.NDArray[Any]
-Feeds: TypeAlias = Mapping[str, Array]
 
 SAMPLES = 32
 """So many samples are enough to rank layers, see `choose`."""
@@ -141,9 +140,10 @@ def measure(
     probes = [_Probe.of(layer, model, network, registry, own or not network.results) for layer in layers]
     able = [probe for probe in probes if not probe.obstacle]
     together = _Comparison()
-    batches = list(choose(samples, limit, cut=network.takes_any_number))
+    batches = list(choose(samples, limit))
     dense: list[Array] = []
-    for feeds, probe in track([*itertools.product(batches, [None, *able])], "Measuring sensitivity"):
+    for batch, probe in track([*itertools.product(batches, [None, *able])], "Measuring sensitivity"):
+        feeds = batch.feeds
         if probe is None:  # a new batch
             dense = network.run(network.results, feeds, dense=True)
             with _pruned(network, able):
@@ -157,7 +157,7 @@ def measure(
     return Measured(
         {probe.layer.decision.name: probe.errors() for probe in probes},
         together.averaged(),
-        sum(_length(feeds) for feeds in batches),
+        sum(batch.samples for batch in batches),
     )
 
 
@@ -273,21 +273,18 @@ class _Sums:
         return found if found > 1e-12 * self.squares else 0.0
 
 
-def choose(samples: Samples, limit: int, *, cut: bool) -> Iterator[Feeds]:
-    """About ``limit`` samples, the same ones every time: whole batches, evenly spread over all.
+def choose(samples: Samples, limit: int) -> Iterator[Batch]:
+    """About ``limit`` samples, the same ones every time, evenly spread over all.
+
+    Whole batches, or every so many samples of longer ones where a run takes any number of them.
 
     Args:
         samples: all.
         limit: how many; at least one batch is used.
-        cut: whether longer batches may be cut: then every so many samples of each.
     """
     wanted = min(len(samples), max(1, limit * len(samples) // samples.count))
     places = {i * len(samples) // wanted for i in range(wanted)}
     for place, batch in enumerate(samples):
         if place in places:
-            step = -(-batch.samples * wanted // limit) if cut else 1
-            yield {name: array[:: max(step, 1)] if array.ndim else array for name, array in batch.feeds.items()}
-
-
-def _length(feeds: Feeds) -> int:
-    return max((len(array) for array in feeds.values() if array.ndim), default=1)
+            step = -(-batch.samples * wanted // limit) if batch.split.fixed is None else 1
+            yield batch.part(slice(None, None, max(step, 1)))
