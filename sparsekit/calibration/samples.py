@@ -138,7 +138,7 @@ class Samples:
               read once, here; what it yields is copied, and kept in memory up to ``memory_limit``, then in a
               temporary file. Arrays in a list or tuple are not copied: do not change them.
             - a ``tf.data.Dataset`` of such batches, finite; read once too, since it may shuffle.
-            - a dict of input name to array (for one input also an array) with all the samples, or the path of an .npz
+            - a dict of input name to array (for one input also an array or tensor) with all the samples, or the path of an .npz
               file with such arrays (for one input also a single one without a name), which is read whole, or a pattern
               or list of several. They are cut into batches, every file apart.
 
@@ -168,7 +168,7 @@ class Samples:
         where, batches = _open(source, self.inputs, batch_size)
         # A generator may fill the same arrays again and again; many files need not fit into memory.
         paths = npz_paths(source) or ()
-        held = len(paths) == 1 or (not paths and isinstance(source, (Mapping, list, tuple, np.ndarray)))
+        held = len(paths) == 1 or (not paths and (isinstance(source, (Mapping, list, tuple)) or _is_array(source)))
         splits = []
         for number, batch in enumerate(batches):
             feeds, split = _checked(batch, self.inputs, f"{where}batch {number}")
@@ -290,7 +290,7 @@ def _open(source: Any, inputs: Sequence[ModelInput], batch_size: int) -> tuple[s
         return f"{paths[0]}, " if len(paths) == 1 else f"{paths[0]} to {paths[-1]}, ", batches
     if isinstance(source, Mapping):
         return "", _cut(dict(source), inputs, batch_size, "")
-    if isinstance(source, np.ndarray):
+    if _is_array(source):
         only = [known for known in inputs if known.required] or inputs
         if len(only) != 1:
             raise CalibrationError("is one array", where="samples", expected=f"a dict of arrays: {_listed(inputs)}")
@@ -393,10 +393,15 @@ def _by_input(batch: Any, inputs: Sequence[ModelInput], where: str) -> list[tupl
     return [(by_name[name], value) for name, value in found.items()]
 
 
+def _is_array(value: Any) -> bool:
+    """Whether it is one, of numpy or of somebody else: tensors can be iterated too, but hold no batches."""
+    return hasattr(value, "__array__")
+
+
 def _array(value: Any, where: str) -> Array:
     try:
         return np.asarray(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, NotImplementedError) as error:  # the last is for tensors of a graph
         raise CalibrationError(
             f"{type(value).__name__} is no array ({error})", where=where, expected="arrays of numbers"
         ) from error

@@ -89,6 +89,26 @@ def test_a_model_with_one_input_takes_bare_arrays(source: Any) -> None:
     assert _same(_feeds(Samples(source, [X], batch_size=3)), [{"x": _x()}, {"x": _x(2, 50)}])
 
 
+@pytest.mark.parametrize("form", [tf.constant, tf.Variable, np.ascontiguousarray])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_tensor_is_an_array(form: Any, whole: bool) -> None:
+    array = np.concatenate([_x(), _x(2, 50)])
+    wanted = [{"x": _x(), "scope/ids": _ids()}, {"x": _x(2, 50), "scope/ids": _ids(2)}]
+    if whole:
+        source: Any = {"x": form(array), "scope/ids": form(np.concatenate([_ids(), _ids(2)]))}
+    else:
+        source = [{name: form(value) for name, value in batch.items()} for batch in wanted]
+    assert _same(_feeds(Samples(source, [X, IDS], batch_size=3)), wanted)
+    assert _same(_feeds(Samples(form(array), [X], batch_size=3)), [{"x": _x()}, {"x": _x(2, 50)}])
+
+
+def test_a_tensor_of_a_graph_is_none() -> None:
+    with tf.Graph().as_default():
+        for source in (tf.ones([4, 4]), [tf.ones([4, 4])]):
+            with pytest.raises(CalibrationError, match=r"input 'x': .*Tensor is no array \("):
+                Samples(source, [X])
+
+
 def test_a_file_of_arrays(tmp_path: Path) -> None:
     np.savez(tmp_path / "samples.npz", **{"x:0": _x(7), "scope/ids": _ids(7)})
     for path in (tmp_path / "samples.npz", str(tmp_path / "samples.npz")):
