@@ -135,12 +135,12 @@ class Samples:
 
             - an iterable of batches. A batch is a dict of input name (with or without ":0", or a placeholder) to array,
               or one array for a model with one input, or a tuple of arrays in the order of the inputs. A generator is
-              read once, here; what it yields is copied, and kept in memory up to ``memory_limit``, then in a
-              temporary file. Arrays in a list or tuple are not copied: do not change them.
+              read once, here, to its end, which it must have; what it yields is copied, and kept in memory up to
+              ``memory_limit``, then in a temporary file. Arrays in a list or tuple are not copied: do not change them.
             - a ``tf.data.Dataset`` of such batches, finite; read once too, since it may shuffle.
-            - a dict of input name to array (for one input also an array or tensor) with all the samples, or the path of an .npz
-              file with such arrays (for one input also a single one without a name), which is read whole, or a pattern
-              or list of several. They are cut into batches, every file apart.
+            - a dict of input name to array (for one input also an array or tensor) with all the samples, or the path of
+              an .npz file with such arrays (for one input also a single one without a name), which is read whole, or a
+              pattern or list of several. They are cut into batches, every file apart.
 
             In each of them arrays hold the samples along their first axis, or are the same for all, see :class:`Split`;
             what is the same for all samples of a batch or file need not be so for those of another one.
@@ -155,6 +155,7 @@ class Samples:
         CalibrationError: it is none of these, is empty, or a batch does not fit the inputs: unknown or missing names, a
             dtype, rank or length that does not fit, arrays of one batch that hold different numbers of samples, NaN.
             The error names the batch, counted from 0, and the input.
+            What is kept finds no room in the folder for temporary files.
         MissingFileError: there is no such file.
     """
 
@@ -470,12 +471,21 @@ class _Store:
             return
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="sparsekit-samples-")  # noqa: SIM115
-        self._kept.append({name: self._write(array) for name, array in feeds.items()})
+        try:
+            self._kept.append({name: self._write(array) for name, array in feeds.items()})
+        except OSError as error:
+            raise CalibrationError(
+                f"cannot be kept in a temporary file after {len(self._kept)} batches ({error})",
+                where="samples",
+                expected=f"batches that end, and room for them in {tempfile.gettempdir()}",
+                hint="Give fewer, with itertools.islice(batches, 8) or dataset.take(8) where there is no end.",
+            ) from error
 
     def _write(self, array: Array) -> int:
         """Where in the file it begins."""
         offset: int = self._file.seek(0, os.SEEK_END)
         np.save(self._file, array, allow_pickle=True)
+        self._file.flush()
         return offset
 
     def __getitem__(self, index: int) -> dict[str, Array]:

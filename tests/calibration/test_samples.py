@@ -233,6 +233,20 @@ def test_strings_and_switches_survive_the_file() -> None:
     assert [bool(feeds["training"]) for feeds in found] == [True, False]
 
 
+def test_a_generator_without_end_stops_where_there_is_no_more_room() -> None:
+    """Here files may have 100 kB."""
+    code = (
+        "import itertools, resource, numpy as np\n"
+        "from sparsekit.calibration.samples import ModelInput, Samples\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "endless = (np.ones([64, 4], 'f') for _ in itertools.count())\n"
+        "Samples(endless, [ModelInput('x', 'float32', (None, 4))], memory_limit=0)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert re.search(r"CalibrationError: samples: cannot be kept in .* after \d+ batches .*islice", ended.stderr)
+    assert "ignored" not in ended.stderr
+
+
 @pytest.mark.parametrize("how", ["closed", "forgotten"])
 def test_the_file_is_deleted(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
