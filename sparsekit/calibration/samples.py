@@ -6,7 +6,9 @@ where they come, checked against the model's inputs, and kept.
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -155,7 +157,8 @@ class Samples:
         CalibrationError: it is none of these, is empty, or a batch does not fit the inputs: unknown or missing names, a
             dtype, rank or length that does not fit, arrays of one batch that hold different numbers of samples, NaN.
             The error names the batch, counted from 0, and the input.
-            What is kept finds no room in the folder for temporary files.
+            What is kept finds no room in the folder for temporary files. A dataset fails. (What a generator of the
+            user's raises passes as it is.)
         MissingFileError: there is no such file.
     """
 
@@ -338,8 +341,20 @@ def _of_dataset(dataset: Any, tensorflow: Any) -> Iterator[Any]:
         raise CalibrationError(
             "is a tf.data.Dataset without end", where="samples", hint="Take some of its batches: dataset.take(8)."
         )
-    iterator: Iterator[Any] = dataset.as_numpy_iterator()
-    return iterator
+    batches = dataset.as_numpy_iterator()
+    for number in itertools.count():
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except tensorflow.errors.OpError as error:
+            cause = re.sub(r"{{.*?}} *", "", error.message).strip().partition("\n")[0]
+            raise CalibrationError(
+                f"the tf.data.Dataset fails ({cause[:400]})",
+                where=f"batch {number}",
+                hint="Look for it with `for batch in dataset`; dataset.ignore_errors() leaves out what fails.",
+            ) from error
+        yield batch
 
 
 # --- checks ----------------------------------------------------------------------------------------------

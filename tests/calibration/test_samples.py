@@ -413,6 +413,33 @@ def test_a_dataset_without_end_or_eager_execution_is_refused() -> None:
         Samples(dataset, [X])
 
 
+def test_where_a_dataset_fails_is_told() -> None:
+    def decoded(x: Array) -> Array:
+        if x[0, 0] == 16:
+            raise RuntimeError("broken jpeg")
+        return x
+
+    def read() -> Iterator[Array]:
+        yield _x()
+        raise OSError("disk is gone")
+
+    dataset = tf.data.Dataset.from_tensor_slices(_x(8)).batch(2)
+    failing = dataset.map(lambda x: tf.numpy_function(decoded, [x], tf.float32))
+    with pytest.raises(CalibrationError) as told:
+        Samples(failing, [X])
+    assert_matches(
+        r"batch 2: the tf\.data\.Dataset fails \(.*RuntimeError: broken jpeg\)\. .*ignore_errors", str(told.value)
+    )
+    assert "\n" not in str(told.value) and isinstance(told.value.__cause__, tf.errors.OpError)
+    assert [len(batch.feeds["x"]) for batch in Samples(failing.ignore_errors(), [X])] == [2, 2, 2]
+    with pytest.raises(CalibrationError, match=r"batch 1: .* \(.*Tensor had Inf"):
+        Samples(dataset.map(lambda x: tf.debugging.check_numerics(1 / (8 - x), "")), [X])
+    with pytest.raises(CalibrationError, match=r"batch 1: .* \(.*OSError: disk is gone"):
+        Samples(tf.data.Dataset.from_generator(read, output_signature=tf.TensorSpec([None, 4])), [X])
+    with pytest.raises(OSError, match=r"^disk is gone$"):
+        Samples(read(), [X])
+
+
 @pytest.mark.parametrize("size", [0, -1, 2.5, True])
 def test_a_batch_has_a_whole_number_of_samples(size: Any) -> None:
     with pytest.raises(CalibrationError, match=r"batch_size: .* expected a positive integer"):
