@@ -200,7 +200,10 @@ class _Probe:
         return cls(layer, weight, edges, fetched if own else ())
 
     def errors(self) -> Errors:
-        return Errors(self.own.pooled(), self.at_outputs.averaged(), self.obstacle)
+        found = ((self.own, "own values"), (self.at_outputs, "at the outputs"))
+        lost = ", ".join(f"{share} {what}" for comparison, what in found if (share := comparison.left_out()))
+        note = f"infinite or NaN, so left out: {lost}" if lost else self.obstacle
+        return Errors(self.own.pooled(), self.at_outputs.averaged(), note)
 
 
 @contextlib.contextmanager
@@ -241,11 +244,18 @@ class _Comparison:
         shares = [sums.change / sums.variation for sums in self._sums if sums.variation > 0]
         return math.fsum(shares) / len(shares) if shares else None
 
+    def left_out(self) -> str:
+        """How many values were not compared, of how many; "" where all were."""
+        left_out = sum(sums.left_out for sums in self._sums)
+        return f"{left_out} of {left_out + sum(sums.count for sums in self._sums)}" if left_out else ""
+
 
 @attrs.frozen
 class _Sums:
-    """Over the elements of a tensor: how many, their sum, their squares, their squared change."""
+    """Over the elements of a tensor: how many are not finite; of the others how many, their sum, their squares, their
+    squared change."""
 
+    left_out: int
     count: int
     total: float
     squares: float
@@ -259,12 +269,11 @@ class _Sums:
         lost = after[finite].astype(np.float64) - dense if after.shape == before.shape else dense
         with np.errstate(invalid="ignore", over="ignore"):
             change = float(lost @ lost)
-        return cls(dense.size, float(dense.sum()), float(dense @ dense), change if math.isfinite(change) else math.inf)
+        change = change if math.isfinite(change) else math.inf
+        return cls(before.size - dense.size, dense.size, float(dense.sum()), float(dense @ dense), change)
 
     def __add__(self, other: _Sums) -> _Sums:
-        return _Sums(
-            self.count + other.count, self.total + other.total, self.squares + other.squares, self.change + other.change
-        )
+        return _Sums(*(a + b for a, b in zip(attrs.astuple(self), attrs.astuple(other), strict=True)))
 
     @property
     def variation(self) -> float:
