@@ -114,7 +114,7 @@ def test_another_mean_is_another_run_to_resume(tmp_path: Path) -> None:
     first = sparsekit.prune(network(), ALL, calibration={"x": x, "mean": M}, resume=tmp_path / "run")
     again = sparsekit.prune(network(), ALL, calibration={"x": x, "mean": M}, resume=tmp_path / "run")
     assert weights(first) == weights(again)
-    with pytest.raises(CalibrationError, match="is of a run that differs: the samples"):
+    with pytest.raises(CalibrationError, match="is of a run that differs: the samples differ"):
         sparsekit.prune(network(), ALL, calibration={"x": x, "mean": M + 1}, resume=tmp_path / "run")
 
 
