@@ -29,7 +29,7 @@ class LayerSensitivity:
         error: squared change of the layer's own outputs, relative to their square; None where they cannot be fetched.
         output_error: squared change of the model's outputs, relative to their square about their mean, averaged over
             the outputs. None where it was not measured.
-        note: what stood in the way of a number, "" if nothing did.
+        note: what stood in the way of a number or of some of the values that it is made of, "" if nothing did.
     """
 
     name: str

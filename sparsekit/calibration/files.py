@@ -6,7 +6,6 @@ import glob
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import attrs
@@ -70,8 +69,8 @@ def checksums(path: str) -> str:
     return ", ".join(f"{name} {size} bytes crc {crc:08x}" for name, size, crc in members)
 
 
-def lengths(path: str) -> dict[str, int]:
-    """How many samples each array of a file holds, by its name; scalars are left out. The arrays are not read.
+def shapes(path: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of a file's arrays, by their names. The arrays are not read.
 
     Raises:
         MissingFileError, CalibrationError: it is not there, or no .npz with arrays of numbers or text.
@@ -83,11 +82,9 @@ def lengths(path: str) -> dict[str, int]:
                 try:
                     version = np.lib.format.read_magic(member)
                     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-                    shape = read.get(version, np.lib.format.read_array_header_2_0)(member)[0]
+                    found[name.removesuffix(".npy")] = read.get(version, np.lib.format.read_array_header_2_0)(member)[0]
                 except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
                     raise CalibrationError(f"cannot be read ({error})", where=path, expected=_EXPECTED) from error
-            if shape:
-                found[name.removesuffix(".npy")] = shape[0]
     return found
 
 
@@ -118,22 +115,3 @@ class FileBatch:
     @property
     def samples(self) -> int:
         return self.stop - self.start
-
-
-def cuts(paths: Sequence[str], batch_size: int) -> list[tuple[str, int, int]]:
-    """Every file cut into batches: its path, and where a batch begins and ends.
-
-    Raises:
-        MissingFileError, CalibrationError: a file cannot be read, or its arrays hold different numbers of samples.
-    """
-    found = []
-    for path in paths:
-        counts = lengths(path)
-        if len(set(counts.values())) > 1:
-            each = ", ".join(f"'{name}' {count}" for name, count in counts.items())
-            raise CalibrationError(
-                f"its arrays hold different numbers of samples: {each}", where=path, expected="as many"
-            )
-        whole = max(counts.values(), default=0)
-        found += [(path, start, min(start + batch_size, whole)) for start in range(0, whole, batch_size)]
-    return found

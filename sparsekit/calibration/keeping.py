@@ -60,7 +60,7 @@ def _multiply_adds(
     works = {layer: inferred.of_layer(layer.sites) for layer in planning.layers}
     if None in works.values():
         # Shapes are open before the model runs; here it can. All layers then, since several samples may run at once.
-        feeds = next(iter(choose(samples, 1, cut=network.takes_any_number)))
+        feeds = next(iter(choose(samples, 1))).feeds
 
         def shape_of(edge: Edge) -> Shape:
             seen = network.computes(edge.node) and network.can_fetch(edge.node)

@@ -20,8 +20,7 @@ from sparsekit.graph.forward import forward_nodes, reached
 from sparsekit.graph.node import LiveGraph
 from sparsekit.graph.trace import Read
 
-# What gives a run its data, as sessions can be fed in their place.
-_INPUTS = (
+DATA_OPS = (
     "Placeholder",
     "PlaceholderV2",
     "PlaceholderWithDefault",
@@ -30,6 +29,7 @@ _INPUTS = (
     "QueueDequeueManyV2",
     "QueueDequeueUpToV2",
 )
+"""What gives a run its data, as sessions can be fed in their place."""
 
 
 class LiveModel(Model):
@@ -83,8 +83,8 @@ class LiveModel(Model):
 
     @functools.cached_property
     def inputs(self) -> Mapping[str, str]:
-        fed = {tensor.name for op in self._needed if op.type not in _INPUTS for tensor in op.inputs}
-        makers = [op for op in self.view.graph.get_operations() if op.type in _INPUTS]
+        fed = {tensor.name for op in self._needed if op.type not in DATA_OPS for tensor in op.inputs}
+        makers = [op for op in self.view.graph.get_operations() if op.type in DATA_OPS]
         names = [output.name for op in makers for output in op.outputs if output.name in fed]
         return {name.removesuffix(":0"): name for name in names}
 
@@ -93,7 +93,7 @@ class LiveModel(Model):
         """The ops that a run needs, those that give it its data included."""
         return reached(
             (self.view.graph.get_operation_by_name(name) for name in self.main_outputs or ()),
-            lambda op: () if op.type in _INPUTS else (*(tensor.op for tensor in op.inputs), *op.control_inputs),
+            lambda op: () if op.type in DATA_OPS else (*(tensor.op for tensor in op.inputs), *op.control_inputs),
         )
 
     def load(self, session: Any, graph_def: Any, folder: Path) -> None:

@@ -13,9 +13,10 @@ import tensorflow as tf
 
 from sparsekit.artefact.model import Model
 from sparsekit.calibration.inlining import inlined, tensor_name
+from sparsekit.calibration.live_model import DATA_OPS
 from sparsekit.calibration.samples import ModelInput
 from sparsekit.calibration.slots import fed_name, sum_name, with_slots
-from sparsekit.errors import ModelError
+from sparsekit.errors import CalibrationError, ModelError
 from sparsekit.graph.forward import OneRun
 from sparsekit.graph.node import Edge, FunctionView, Node
 from sparsekit.graph.order import in_v1_control_flow
@@ -53,13 +54,10 @@ class Network:
             for name, tensor in model.inputs.items()
             if (node := model.view.node(tensor.partition(":")[0])) is not None and self._run_of.computes(node)
         }
+        if not self._tensors:
+            raise _without_inputs(model, self._run_of)
         self.results = tuple(self._float_results(model))
         self.inputs = tuple(_model_input(name, session.graph, tensor) for name, tensor in self._tensors.items())
-
-    @property
-    def takes_any_number(self) -> bool:
-        """Whether a run takes any number of samples."""
-        return not any(known.shape and known.shape[0] is not None for known in self.inputs)
 
     def computes(self, node: Node) -> bool:
         """Whether a run of the model computes the node."""
@@ -142,6 +140,7 @@ def opened(model: Model, outputs: Sequence[str] | None = None, slots: Iterable[N
         slots: nodes to whose outputs something may be added; those in loops and conds get no slot.
 
     Raises:
+        CalibrationError: it has no inputs.
         ModelError: TensorFlow cannot load the model.
     """
     # Not entered: samples are read meanwhile, and their own TensorFlow code must not land in this graph.
@@ -164,6 +163,21 @@ def _config() -> Any:
     config.graph_options.rewrite_options.disable_meta_optimizer = True
     config.graph_options.optimizer_options.opt_level = -1
     return config
+
+
+def _without_inputs(model: Model, run: OneRun) -> CalibrationError:
+    sources = [
+        f"'{node.name}' ({node.op})" for node in model.view.nodes() if node.op in DATA_OPS and run.computes(node)
+    ]
+    return CalibrationError(
+        f"gets its data from {', '.join(sources[:5])}" if sources else "has no inputs",
+        where=model.source,
+        expected="a model with inputs that samples can be fed to",
+        hint=f"Export it with a placeholder instead{' of these' * bool(sources[1:])}, or prune the live graph with a "
+        "session: there samples may feed what an iterator's step gives."
+        if sources
+        else "Export it with placeholders.",
+    )
 
 
 def _model_input(name: str, graph: Any, tensor_name: str) -> ModelInput:

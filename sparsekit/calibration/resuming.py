@@ -35,6 +35,7 @@ Array: TypeAlias = npt.NDArray[Any]
 Facts: TypeAlias = dict[str, str]
 
 _RUN = "run.json"
+_DIGEST = re.compile("^[0-9a-f]{64}$")
 # What numpy, zipfile and json raise of a file whose bytes are not those that were written.
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
@@ -64,7 +65,7 @@ class FinishedLayers:
         found = cls(folder)
         run = found.folder / _RUN
         try:
-            known = dict(json.loads(run.read_text()))
+            known = {str(name): str(fact) for name, fact in dict(json.loads(run.read_text())).items()}
         except FileNotFoundError:
             if found.folder.is_dir() and any(not name.startswith(".") for name in os.listdir(found.folder)):
                 raise CalibrationError(
@@ -75,7 +76,7 @@ class FinishedLayers:
         except (OSError, ValueError, TypeError) as error:
             raise _unreadable(run, error, "Name another folder to begin anew.") from error
         differing = [
-            f"{name} was {known.get(name, 'not there')}, is {facts.get(name, 'not there')}"
+            _difference(name, known.get(name), facts.get(name))
             for name in {**facts, **known}
             if known.get(name) != facts.get(name)
         ]
@@ -132,6 +133,15 @@ class FinishedLayers:
     def _path(self, layer: str) -> Path:
         readable = re.sub(r"[^A-Za-z0-9.-]+", "_", layer)[-80:].strip("._")
         return self.folder / f"{readable}-{hashlib.sha256(layer.encode()).hexdigest()[:12]}.npz"
+
+
+def _difference(name: str, was: str | None, now: str | None) -> str:
+    """In words: digests say nothing to a reader."""
+    known = (was, now)
+    if all(fact is not None and _DIGEST.fullmatch(fact) for fact in known):
+        return f"{name} {'differ' if name.endswith('s') else 'differs'}"
+    before, after = ("not there" if fact is None else _DIGEST.sub("there", fact) for fact in known)
+    return f"{name} was {before}, is {after}"
 
 
 def _unreadable(path: Path, error: Exception, hint: str) -> CalibrationError:

@@ -6,7 +6,9 @@ where they come, checked against the model's inputs, and kept.
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +19,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from sparsekit.calibration.files import FileBatch, cuts, npz_paths, read_npz
+from sparsekit.calibration.files import FileBatch, npz_paths, read_npz, shapes
 from sparsekit.errors import CalibrationError, near_matches
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -42,7 +44,7 @@ class ModelInput:
         name: of its placeholder, without ":0".
         dtype: what is fed has, or is converted to; ``object`` for strings.
         shape: None for lengths that are not fixed, and None as a whole for an unknown rank. The first axis holds the
-            samples; a scalar (a switch, say) has none and is the same for all samples of a batch.
+            samples, but see :class:`Split`.
         required: whether it must be fed; an input with a default need not be.
     """
 
@@ -58,6 +60,50 @@ class ModelInput:
         return f"'{self.name}' ({dtype}[{', '.join('?' if n is None else str(n) for n in self.shape)}])"
 
 
+@attrs.frozen
+class Split:
+    """Where the arrays of a feed hold its samples: along their first axis, but for those that are the same for all.
+
+    Attributes:
+        samples: how many there are.
+        same: the inputs whose arrays are the same for all of them: scalars (a switch, say) and, where not all arrays
+            are as long and another input is open there, what fills an input of fully known shape (a mean image, say).
+        fixed: how many samples a run takes, None where that is free.
+    """
+
+    samples: int
+    same: frozenset[str]
+    fixed: int | None
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Array], inputs: Sequence[ModelInput], where: str) -> Split:
+        """That of a batch, or of all the samples in one.
+
+        Raises:
+            CalibrationError: the arrays hold different numbers of samples.
+        """
+        shapes = {known.name: known.shape for known in inputs}
+        per_sample = {name: len(array) for name, array in arrays.items() if array.ndim}
+        lengths = dict(per_sample)
+        if len(set(lengths.values())) > 1 and any(not shape or shape[0] is None for shape in map(shapes.get, lengths)):
+            per_sample = {name: length for name, length in lengths.items() if shapes[name] != arrays[name].shape}
+        if len(set(per_sample.values())) > 1:
+            each = ", ".join(f"'{name}' {length}" for name, length in lengths.items())
+            raise CalibrationError(
+                f"its arrays hold different numbers of samples: {each}",
+                where=where,
+                expected="as many",
+                hint=f"{_FIRST_AXIS} What is the same for all has the whole shape that its input has in the model.",
+            )
+        same = frozenset(arrays.keys() - per_sample.keys())
+        fixed = (known.shape[0] for known in inputs if known.shape and known.name not in same)
+        return cls(next(iter(per_sample.values()), 1), same, next((length for length in fixed if length), None))
+
+    def cut(self, arrays: Mapping[str, Array], part: slice) -> dict[str, Array]:
+        """The arrays of some of the samples."""
+        return {name: array if name in self.same else array[part] for name, array in arrays.items()}
+
+
 @attrs.frozen(eq=False)
 class Batch:
     """What the model is fed at once.
@@ -65,12 +111,22 @@ class Batch:
     Attributes:
         feeds: by input name, without ":0".
         fold: 0 or 1: the half of the samples that it belongs to, see :attr:`Samples.halves`.
-        samples: how many there are in it.
+        split: where the samples are in ``feeds``.
     """
 
     feeds: Mapping[str, Array]
     fold: int
-    samples: int
+    split: Split
+
+    @property
+    def samples(self) -> int:
+        """How many there are in it."""
+        return self.split.samples
+
+    def part(self, part: slice) -> Batch:
+        """Some of its samples. Only where a run takes any number of them."""
+        samples = len(range(*part.indices(self.samples)))
+        return Batch(self.split.cut(self.feeds, part), self.fold, attrs.evolve(self.split, samples=samples))
 
 
 class Samples:
@@ -81,12 +137,15 @@ class Samples:
 
             - an iterable of batches. A batch is a dict of input name (with or without ":0", or a placeholder) to array,
               or one array for a model with one input, or a tuple of arrays in the order of the inputs. A generator is
-              read once, here; what it yields is copied, and kept in memory up to ``memory_limit``, then in a
-              temporary file. Arrays in a list or tuple are not copied: do not change them.
+              read once, here, to its end, which it must have; what it yields is copied, and kept in memory up to
+              ``memory_limit``, then in a temporary file. Arrays in a list or tuple are not copied: do not change them.
             - a ``tf.data.Dataset`` of such batches, finite; read once too, since it may shuffle.
-            - a dict of input name to array (for one input also an array) with all the samples, or the path of an .npz
-              file with such arrays (for one input also a single one without a name), which is read whole, or a pattern
-              or list of several. They are cut into batches, every file apart.
+            - a dict of input name to array (for one input also an array or tensor) with all the samples, or the path of
+              an .npz file with such arrays (for one input also a single one without a name), which is read whole, or a
+              pattern or list of several. They are cut into batches, every file apart.
+
+            In each of them arrays hold the samples along their first axis, or are the same for all, see :class:`Split`;
+            what is the same for all samples of a batch or file need not be so for those of another one.
         inputs: the model's, in the order that tuples have.
         batch_size: how many samples a batch has where arrays are cut; the last one may have fewer. Where an input's
             first axis has a fixed length, every batch has that length.
@@ -98,6 +157,8 @@ class Samples:
         CalibrationError: it is none of these, is empty, or a batch does not fit the inputs: unknown or missing names, a
             dtype, rank or length that does not fit, arrays of one batch that hold different numbers of samples, NaN.
             The error names the batch, counted from 0, and the input.
+            What is kept finds no room in the folder for temporary files. A dataset fails. (What a generator of the
+            user's raises passes as it is.)
         MissingFileError: there is no such file.
     """
 
@@ -111,15 +172,16 @@ class Samples:
         where, batches = _open(source, self.inputs, batch_size)
         # A generator may fill the same arrays again and again; many files need not fit into memory.
         paths = npz_paths(source) or ()
-        held = len(paths) == 1 or (not paths and isinstance(source, (Mapping, list, tuple, np.ndarray)))
-        lengths = []
+        held = len(paths) == 1 or (not paths and (isinstance(source, (Mapping, list, tuple)) or _is_array(source)))
+        splits = []
         for number, batch in enumerate(batches):
-            feeds, samples = _checked(batch, self.inputs, f"{where}batch {number}")
-            lengths.append(samples)
+            feeds, split = _checked(batch, self.inputs, f"{where}batch {number}")
+            splits.append(split)
             self._store.append(feeds, copy=not held)
-        if not lengths:
+        if not splits:
             raise CalibrationError("is empty", where=f"{where}samples", expected="at least one batch")
-        self._parts = _parts(lengths, self.inputs)
+        self._splits = splits
+        self._parts = _parts(splits)
 
     def __len__(self) -> int:
         """The number of batches."""
@@ -127,10 +189,8 @@ class Samples:
 
     def __getitem__(self, index: int) -> Batch:
         part = self._parts[index]
-        feeds = self._store[part.stored]
-        if part.cut is not None:
-            feeds = {name: array[part.cut] if array.ndim else array for name, array in feeds.items()}
-        return Batch(feeds, part.fold, part.samples)
+        batch = Batch(self._store[part.stored], part.fold, self._splits[part.stored])
+        return batch if part.cut is None else batch.part(part.cut)
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[index] for index in range(len(self)))
@@ -177,22 +237,17 @@ class _Part:
     fold: int
 
 
-def _parts(lengths: list[int], inputs: Sequence[ModelInput]) -> list[_Part]:
-    if len(lengths) == 1 and lengths[0] > 1 and _fixed_length(inputs) is None:
-        (whole,) = lengths
+def _parts(splits: Sequence[Split]) -> list[_Part]:
+    if len(splits) == 1 and splits[0].samples > 1 and splits[0].fixed is None:
+        whole = splits[0].samples
         half = whole - whole // 2
         return [_Part(0, slice(0, half), half, 0), _Part(0, slice(half, whole), whole - half, 1)]
     parts, sums = [], [0, 0]
-    for index, length in enumerate(lengths):
+    for index, split in enumerate(splits):
         fold = int(sums[1] < sums[0])
-        sums[fold] += length
-        parts.append(_Part(index, None, length, fold))
+        sums[fold] += split.samples
+        parts.append(_Part(index, None, split.samples, fold))
     return parts
-
-
-def _fixed_length(inputs: Sequence[ModelInput]) -> int | None:
-    """How many samples a run takes, None where that is free."""
-    return next((known.shape[0] for known in inputs if known.shape and known.shape[0] is not None), None)
 
 
 def file_batches(paths: Sequence[str], inputs: Sequence[ModelInput]) -> list[FileBatch]:
@@ -201,13 +256,17 @@ def file_batches(paths: Sequence[str], inputs: Sequence[ModelInput]) -> list[Fil
     Raises:
         MissingFileError, CalibrationError: a file cannot be read, or there are no samples.
     """
-    found = cuts(paths, _fixed_length(inputs) or _BATCH_SIZE)
+    found = []
+    for path in paths:
+        stand_ins = {name: np.broadcast_to(np.int8(0), shape) for name, shape in shapes(path).items()}
+        _, split = _whole(stand_ins, inputs, f"{path}, ")
+        found += [(path, part, split) for part in _slices(split, _BATCH_SIZE)]
     if not found:
         raise CalibrationError("is empty", where=f"{', '.join(paths)}, samples", expected="at least one batch")
     batches = []
-    for part in _parts([stop - start for _, start, stop in found], inputs):
-        path, start, _ = found[part.stored]
-        start += part.cut.start if part.cut else 0
+    for part in _parts([attrs.evolve(split, samples=cut.stop - cut.start) for _, cut, split in found]):
+        path, cut, _ = found[part.stored]
+        start = cut.start + (part.cut.start if part.cut else 0)
         batches.append(FileBatch(path, start, start + part.samples, part.fold))
     return batches
 
@@ -218,10 +277,10 @@ def read_batch(batch: FileBatch, arrays: Mapping[str, Array], inputs: Sequence[M
     Raises:
         CalibrationError: it does not fit the inputs.
     """
+    named, split = _whole(arrays, inputs, f"{batch.path}, ")
     where = f"{batch.path}, samples {batch.start} to {batch.stop - 1}"
-    cut = {name: array[batch.start : batch.stop] if array.ndim else array for name, array in arrays.items()}
-    feeds, samples = _checked(cut, inputs, where)
-    return Batch(feeds, batch.fold, samples)
+    feeds, split = _checked(split.cut(named, slice(batch.start, batch.stop)), inputs, where)
+    return Batch(feeds, batch.fold, split)
 
 
 # --- where batches come from -----------------------------------------------------------------------------
@@ -235,7 +294,7 @@ def _open(source: Any, inputs: Sequence[ModelInput], batch_size: int) -> tuple[s
         return f"{paths[0]}, " if len(paths) == 1 else f"{paths[0]} to {paths[-1]}, ", batches
     if isinstance(source, Mapping):
         return "", _cut(dict(source), inputs, batch_size, "")
-    if isinstance(source, np.ndarray):
+    if _is_array(source):
         only = [known for known in inputs if known.required] or inputs
         if len(only) != 1:
             raise CalibrationError("is one array", where="samples", expected=f"a dict of arrays: {_listed(inputs)}")
@@ -248,16 +307,27 @@ def _open(source: Any, inputs: Sequence[ModelInput], batch_size: int) -> tuple[s
     return "", source
 
 
-def _cut(arrays: dict[Any, Any], inputs: Sequence[ModelInput], size: int, where: str) -> Iterator[dict[str, Array]]:
+def _cut(arrays: Mapping[Any, Any], inputs: Sequence[ModelInput], size: int, where: str) -> Iterator[dict[str, Array]]:
     """Arrays that hold all the samples, cut into batches."""
+    named, split = _whole(arrays, inputs, where)
+    return (split.cut(named, part) for part in _slices(split, size))
+
+
+def _whole(arrays: Mapping[Any, Any], inputs: Sequence[ModelInput], where: str) -> tuple[dict[str, Array], Split]:
+    """Arrays that hold all the samples, by input name."""
+    if not arrays:
+        raise CalibrationError("holds no arrays", where=f"{where}samples", expected=_listed(inputs))
     named = {
         known.name: _array(value, f"{where}input '{known.name}'")
         for known, value in _by_input(arrays, inputs, f"{where}samples")
     }
-    lengths = _lengths(named, f"{where}samples")
-    size = _fixed_length(inputs) or size
-    for start in range(0, max(lengths.values(), default=0), size):
-        yield {name: array[start : start + size] if array.ndim else array for name, array in named.items()}
+    return named, Split.of(named, inputs, f"{where}samples")
+
+
+def _slices(split: Split, size: int) -> list[slice]:
+    """The batches of arrays that hold all the samples."""
+    size = split.fixed or size
+    return [slice(start, min(start + size, split.samples)) for start in range(0, split.samples, size)]
 
 
 def _of_dataset(dataset: Any, tensorflow: Any) -> Iterator[Any]:
@@ -271,24 +341,35 @@ def _of_dataset(dataset: Any, tensorflow: Any) -> Iterator[Any]:
         raise CalibrationError(
             "is a tf.data.Dataset without end", where="samples", hint="Take some of its batches: dataset.take(8)."
         )
-    iterator: Iterator[Any] = dataset.as_numpy_iterator()
-    return iterator
+    batches = dataset.as_numpy_iterator()
+    for number in itertools.count():
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except tensorflow.errors.OpError as error:
+            cause = re.sub(r"{{.*?}} *", "", error.message).strip().partition("\n")[0]
+            raise CalibrationError(
+                f"the tf.data.Dataset fails ({cause[:400]})",
+                where=f"batch {number}",
+                hint="Look for it with `for batch in dataset`; dataset.ignore_errors() leaves out what fails.",
+            ) from error
+        yield batch
 
 
 # --- checks ----------------------------------------------------------------------------------------------
 
 
-def _checked(batch: Any, inputs: Sequence[ModelInput], where: str) -> tuple[dict[str, Array], int]:
-    """The arrays of a batch as the model takes them, by input name, and how many samples they hold."""
+def _checked(batch: Any, inputs: Sequence[ModelInput], where: str) -> tuple[dict[str, Array], Split]:
+    """The arrays of a batch as the model takes them, by input name, and where they hold samples."""
     feeds = {
         known.name: _fitting(_array(value, f"{where}, input '{known.name}'"), known, f"{where}, input '{known.name}'")
         for known, value in _by_input(batch, inputs, where)
     }
-    lengths = _lengths(feeds, where)
-    samples = next(iter(lengths.values()), 1)
-    if samples == 0:
+    split = Split.of(feeds, inputs, where)
+    if split.samples == 0:
         raise CalibrationError("holds no samples", where=where, expected="at least one")
-    return feeds, samples
+    return feeds, split
 
 
 def _by_input(batch: Any, inputs: Sequence[ModelInput], where: str) -> list[tuple[ModelInput, Any]]:
@@ -328,10 +409,15 @@ def _by_input(batch: Any, inputs: Sequence[ModelInput], where: str) -> list[tupl
     return [(by_name[name], value) for name, value in found.items()]
 
 
+def _is_array(value: Any) -> bool:
+    """Whether it is one, of numpy or of somebody else: tensors can be iterated too, but hold no batches."""
+    return hasattr(value, "__array__")
+
+
 def _array(value: Any, where: str) -> Array:
     try:
         return np.asarray(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, NotImplementedError) as error:  # the last is for tensors of a graph
         raise CalibrationError(
             f"{type(value).__name__} is no array ({error})", where=where, expected="arrays of numbers"
         ) from error
@@ -376,17 +462,6 @@ def _refuse_nan(converted: Array, array: Array, where: str) -> None:
         raise CalibrationError(f"values too large for {converted.dtype}", where=where, expected="finite numbers")
 
 
-def _lengths(arrays: Mapping[str, Array], where: str) -> dict[str, int]:
-    """How many samples each array holds; all the same."""
-    lengths = {name: array.shape[0] for name, array in arrays.items() if array.ndim}
-    if len(set(lengths.values())) > 1:
-        each = ", ".join(f"'{name}' {length}" for name, length in lengths.items())
-        raise CalibrationError(
-            f"its arrays hold different numbers of samples: {each}", where=where, expected="as many", hint=_FIRST_AXIS
-        )
-    return lengths
-
-
 def _listed(inputs: Sequence[ModelInput]) -> str:
     return ", ".join(map(str, inputs))
 
@@ -411,12 +486,21 @@ class _Store:
             return
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="sparsekit-samples-")  # noqa: SIM115
-        self._kept.append({name: self._write(array) for name, array in feeds.items()})
+        try:
+            self._kept.append({name: self._write(array) for name, array in feeds.items()})
+        except OSError as error:
+            raise CalibrationError(
+                f"cannot be kept in a temporary file after {len(self._kept)} batches ({error})",
+                where="samples",
+                expected=f"batches that end, and room for them in {tempfile.gettempdir()}",
+                hint="Give fewer, with itertools.islice(batches, 8) or dataset.take(8) where there is no end.",
+            ) from error
 
     def _write(self, array: Array) -> int:
         """Where in the file it begins."""
         offset: int = self._file.seek(0, os.SEEK_END)
         np.save(self._file, array, allow_pickle=True)
+        self._file.flush()
         return offset
 
     def __getitem__(self, index: int) -> dict[str, Array]:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from sparsekit.artefact.model import Model
 from sparsekit.calibration.inlining import tensor_name
 from sparsekit.calibration.network import Network, opened
-from sparsekit.calibration.samples import Samples
+from sparsekit.calibration.samples import Batch, Samples
 from sparsekit.config import PruneConfig
 from sparsekit.graph.node import Edge
 from sparsekit.layer_sensitivity import LayerSensitivity, Sensitivity
@@ -30,7 +30,6 @@ from sparsekit.plugins import Registry
 from sparsekit.progress import track
 
 Array: TypeAlias = npt.NDArray[Any]
-Feeds: TypeAlias = Mapping[str, Array]
 
 SAMPLES = 32
 """So many samples are enough to rank layers, see `choose`."""
@@ -141,9 +140,10 @@ def measure(
     probes = [_Probe.of(layer, model, network, registry, own or not network.results) for layer in layers]
     able = [probe for probe in probes if not probe.obstacle]
     together = _Comparison()
-    batches = list(choose(samples, limit, cut=network.takes_any_number))
+    batches = list(choose(samples, limit))
     dense: list[Array] = []
-    for feeds, probe in track([*itertools.product(batches, [None, *able])], "Measuring sensitivity"):
+    for batch, probe in track([*itertools.product(batches, [None, *able])], "Measuring sensitivity"):
+        feeds = batch.feeds
         if probe is None:  # a new batch
             dense = network.run(network.results, feeds, dense=True)
             with _pruned(network, able):
@@ -157,7 +157,7 @@ def measure(
     return Measured(
         {probe.layer.decision.name: probe.errors() for probe in probes},
         together.averaged(),
-        sum(_length(feeds) for feeds in batches),
+        sum(batch.samples for batch in batches),
     )
 
 
@@ -200,7 +200,10 @@ class _Probe:
         return cls(layer, weight, edges, fetched if own else ())
 
     def errors(self) -> Errors:
-        return Errors(self.own.pooled(), self.at_outputs.averaged(), self.obstacle)
+        found = ((self.own, "own values"), (self.at_outputs, "at the outputs"))
+        lost = ", ".join(f"{share} {what}" for comparison, what in found if (share := comparison.left_out()))
+        note = f"infinite or NaN, so left out: {lost}" if lost else self.obstacle
+        return Errors(self.own.pooled(), self.at_outputs.averaged(), note)
 
 
 @contextlib.contextmanager
@@ -241,11 +244,18 @@ class _Comparison:
         shares = [sums.change / sums.variation for sums in self._sums if sums.variation > 0]
         return math.fsum(shares) / len(shares) if shares else None
 
+    def left_out(self) -> str:
+        """How many values were not compared, of how many; "" where all were."""
+        left_out = sum(sums.left_out for sums in self._sums)
+        return f"{left_out} of {left_out + sum(sums.count for sums in self._sums)}" if left_out else ""
+
 
 @attrs.frozen
 class _Sums:
-    """Over the elements of a tensor: how many, their sum, their squares, their squared change."""
+    """Over the elements of a tensor: how many are not finite; of the others how many, their sum, their squares, their
+    squared change."""
 
+    left_out: int
     count: int
     total: float
     squares: float
@@ -259,12 +269,11 @@ class _Sums:
         lost = after[finite].astype(np.float64) - dense if after.shape == before.shape else dense
         with np.errstate(invalid="ignore", over="ignore"):
             change = float(lost @ lost)
-        return cls(dense.size, float(dense.sum()), float(dense @ dense), change if math.isfinite(change) else math.inf)
+        change = change if math.isfinite(change) else math.inf
+        return cls(before.size - dense.size, dense.size, float(dense.sum()), float(dense @ dense), change)
 
     def __add__(self, other: _Sums) -> _Sums:
-        return _Sums(
-            self.count + other.count, self.total + other.total, self.squares + other.squares, self.change + other.change
-        )
+        return _Sums(*(a + b for a, b in zip(attrs.astuple(self), attrs.astuple(other), strict=True)))
 
     @property
     def variation(self) -> float:
@@ -273,21 +282,18 @@ class _Sums:
         return found if found > 1e-12 * self.squares else 0.0
 
 
-def choose(samples: Samples, limit: int, *, cut: bool) -> Iterator[Feeds]:
-    """About ``limit`` samples, the same ones every time: whole batches, evenly spread over all.
+def choose(samples: Samples, limit: int) -> Iterator[Batch]:
+    """About ``limit`` samples, the same ones every time, evenly spread over all.
+
+    Whole batches, or every so many samples of longer ones where a run takes any number of them.
 
     Args:
         samples: all.
         limit: how many; at least one batch is used.
-        cut: whether longer batches may be cut: then every so many samples of each.
     """
     wanted = min(len(samples), max(1, limit * len(samples) // samples.count))
     places = {i * len(samples) // wanted for i in range(wanted)}
     for place, batch in enumerate(samples):
         if place in places:
-            step = -(-batch.samples * wanted // limit) if cut else 1
-            yield {name: array[:: max(step, 1)] if array.ndim else array for name, array in batch.feeds.items()}
-
-
-def _length(feeds: Feeds) -> int:
-    return max((len(array) for array in feeds.values() if array.ndim), default=1)
+            step = -(-batch.samples * wanted // limit) if batch.split.fixed is None else 1
+            yield batch.part(slice(None, None, max(step, 1)))

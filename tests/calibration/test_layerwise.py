@@ -258,6 +258,22 @@ def test_what_is_refused(tmp_path: Path) -> None:
         sparsekit.prune(graph, calibration=normal(4, 8))
 
 
+def test_a_model_without_inputs_is_told_what_gives_it_its_data() -> None:
+    with tf.Graph().as_default() as graph:
+        x = v1.data.make_one_shot_iterator(tf.data.Dataset.from_tensors(normal(4, 8))).get_next()
+        tf.matmul(tf.reshape(x, [-1, 8]), normal(8, 8), name="fc")
+    frozen, step = graph.as_graph_def(), r"gets its data from 'IteratorGetNext' \(IteratorGetNext\)"
+    for given in (normal(4, 8), [normal(4, 8)], {"x": normal(4, 8)}):
+        with pytest.raises(sparsekit.CalibrationError, match=f"{step}; .* Export it with a placeholder instead"):
+            sparsekit.prune(frozen, calibration=given)
+    with pytest.raises(sparsekit.CalibrationError, match=step):
+        sparsekit.sensitivity(frozen, calibration=normal(4, 8))
+    with tf.Graph().as_default() as graph:
+        tf.matmul(normal(4, 8), normal(8, 8), name="fc")
+    with pytest.raises(sparsekit.CalibrationError, match=r"has no inputs; .* Export it with placeholders"):
+        sparsekit.sensitivity(graph.as_graph_def(), calibration=normal(4, 8))
+
+
 def test_the_command_takes_an_npz(tmp_path: Path) -> None:
     sparsekit.save(conv_net(), tmp_path / "dense.pb")
     np.savez(tmp_path / "samples.npz", x=samples())

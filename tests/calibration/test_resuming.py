@@ -133,11 +133,11 @@ def differing_model() -> Any:
 @pytest.mark.parametrize(
     ("model", "cfg", "count", "named"),
     [
-        (differing_model, {}, 40, "the model was"),
+        (differing_model, {}, 40, "is of a run that differs: the model differs; expected"),
         (network, {"effort": "fast"}, 40, 'config key effort was "normal", is "fast"'),
-        (network, {"skip_layers": ["fc"]}, 40, "config key skip_layers was"),
+        (network, {"skip_layers": ["fc"]}, 40, "config key skip_layers was .*; the plan differs"),
         (network, {"order": "one-pass"}, 40, 'config key order was "sequential", is "one-pass"'),
-        (network, {}, 41, "the samples was"),
+        (network, {}, 41, "is of a run that differs: the samples differ; expected"),
     ],
 )
 def test_the_folder_of_another_run_is_refused_and_what_differs_is_named(
@@ -162,6 +162,10 @@ def test_files_of_samples_are_told_apart_by_content(tmp_path: Path, monkeypatch:
     np.savez("samples-0.npz", x=changed)
     with pytest.raises(sparsekit.CalibrationError, match=r"file of samples 0 was x\.npy"):
         sparsekit.prune("dense.pb", ALL, calibration="samples-0.npz", resume="kept")
+    with pytest.raises(
+        sparsekit.CalibrationError, match=r"the samples was not there, is there; file of samples 0 was x"
+    ):
+        sparsekit.prune("dense.pb", ALL, calibration=changed, resume="kept")
 
 
 def test_a_folder_with_other_files_and_a_damaged_one_are_refused(tmp_path: Path) -> None:

@@ -89,6 +89,26 @@ def test_a_model_with_one_input_takes_bare_arrays(source: Any) -> None:
     assert _same(_feeds(Samples(source, [X], batch_size=3)), [{"x": _x()}, {"x": _x(2, 50)}])
 
 
+@pytest.mark.parametrize("form", [tf.constant, tf.Variable, np.ascontiguousarray])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_tensor_is_an_array(form: Any, whole: bool) -> None:
+    array = np.concatenate([_x(), _x(2, 50)])
+    wanted = [{"x": _x(), "scope/ids": _ids()}, {"x": _x(2, 50), "scope/ids": _ids(2)}]
+    if whole:
+        source: Any = {"x": form(array), "scope/ids": form(np.concatenate([_ids(), _ids(2)]))}
+    else:
+        source = [{name: form(value) for name, value in batch.items()} for batch in wanted]
+    assert _same(_feeds(Samples(source, [X, IDS], batch_size=3)), wanted)
+    assert _same(_feeds(Samples(form(array), [X], batch_size=3)), [{"x": _x()}, {"x": _x(2, 50)}])
+
+
+def test_a_tensor_of_a_graph_is_none() -> None:
+    with tf.Graph().as_default():
+        for source in (tf.ones([4, 4]), [tf.ones([4, 4])]):
+            with pytest.raises(CalibrationError, match=r"input 'x': .*Tensor is no array \("):
+                Samples(source, [X])
+
+
 def test_a_file_of_arrays(tmp_path: Path) -> None:
     np.savez(tmp_path / "samples.npz", **{"x:0": _x(7), "scope/ids": _ids(7)})
     for path in (tmp_path / "samples.npz", str(tmp_path / "samples.npz")):
@@ -211,6 +231,20 @@ def test_strings_and_switches_survive_the_file() -> None:
     found = [batch.feeds for batch in Samples(iter(batches), inputs, memory_limit=0)]
     assert [feeds["text"].tolist() for feeds in found] == [[b"a", "b\0c"], [b"d"]]
     assert [bool(feeds["training"]) for feeds in found] == [True, False]
+
+
+def test_a_generator_without_end_stops_where_there_is_no_more_room() -> None:
+    """Here files may have 100 kB."""
+    code = (
+        "import itertools, resource, numpy as np\n"
+        "from sparsekit.calibration.samples import ModelInput, Samples\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "endless = (np.ones([64, 4], 'f') for _ in itertools.count())\n"
+        "Samples(endless, [ModelInput('x', 'float32', (None, 4))], memory_limit=0)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert re.search(r"CalibrationError: samples: cannot be kept in .* after \d+ batches .*islice", ended.stderr)
+    assert "ignored" not in ended.stderr
 
 
 @pytest.mark.parametrize("how", ["closed", "forgotten"])
@@ -377,6 +411,33 @@ def test_a_dataset_without_end_or_eager_execution_is_refused() -> None:
         Samples(dataset.repeat(), [X])
     with tf.Graph().as_default(), pytest.raises(CalibrationError, match="where eager execution is off"):
         Samples(dataset, [X])
+
+
+def test_where_a_dataset_fails_is_told() -> None:
+    def decoded(x: Array) -> Array:
+        if x[0, 0] == 16:
+            raise RuntimeError("broken jpeg")
+        return x
+
+    def read() -> Iterator[Array]:
+        yield _x()
+        raise OSError("disk is gone")
+
+    dataset = tf.data.Dataset.from_tensor_slices(_x(8)).batch(2)
+    failing = dataset.map(lambda x: tf.numpy_function(decoded, [x], tf.float32))
+    with pytest.raises(CalibrationError) as told:
+        Samples(failing, [X])
+    assert_matches(
+        r"batch 2: the tf\.data\.Dataset fails \(.*RuntimeError: broken jpeg\)\. .*ignore_errors", str(told.value)
+    )
+    assert "\n" not in str(told.value) and isinstance(told.value.__cause__, tf.errors.OpError)
+    assert [len(batch.feeds["x"]) for batch in Samples(failing.ignore_errors(), [X])] == [2, 2, 2]
+    with pytest.raises(CalibrationError, match=r"batch 1: .* \(.*Tensor had Inf"):
+        Samples(dataset.map(lambda x: tf.debugging.check_numerics(1 / (8 - x), "")), [X])
+    with pytest.raises(CalibrationError, match=r"batch 1: .* \(.*OSError: disk is gone"):
+        Samples(tf.data.Dataset.from_generator(read, output_signature=tf.TensorSpec([None, 4])), [X])
+    with pytest.raises(OSError, match=r"^disk is gone$"):
+        Samples(read(), [X])
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, True])

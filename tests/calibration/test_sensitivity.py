@@ -291,3 +291,18 @@ def test_a_live_graph_is_refused() -> None:
         tf.matmul(v1.placeholder(tf.float32, [None, 8]), v1.get_variable("w", [8, 4]), name="fc")
     with pytest.raises(sparsekit.GraphError, match="a model at rest"):
         sparsekit.sensitivity(graph, calibration=normal(4, 8))
+
+
+def test_what_is_not_finite_is_said() -> None:
+    """One sample of infinities, then all of them."""
+    plain = sparsekit.sensitivity(two_headed_net(), outputs=HEADS, calibration=samples())
+    assert not any(layer.note for layer in plain.layers)
+    for rows in (1, 30):
+        given = samples()
+        given[:rows] = np.inf
+        found = sparsekit.sensitivity(two_headed_net(), outputs=HEADS, calibration=given)
+        assert all((layer.error is None) == (rows == 30) for layer in found.layers)
+        notes = {layer.name: layer.note for layer in found.layers}
+        assert notes["conv"].startswith(f"infinite or NaN, so left out: {rows * 216} of 6480 own values, ")
+        assert all(note.endswith(" at the outputs") for note in notes.values())
+        assert "so left out" in str(found)
