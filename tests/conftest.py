@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
-import pytest
-from small_graphs import VARIABLE_KINDS, settings_of
+# Which kernels TensorFlow takes depends on the processor, unless this is said before it is imported. Without these it
+# has neither gradients of grouped convolutions nor NCHW.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+import pytest  # noqa: E402
+from small_graphs import VARIABLE_KINDS, settings_of  # noqa: E402
 
 
 @pytest.fixture(params=VARIABLE_KINDS)

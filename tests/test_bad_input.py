@@ -666,7 +666,7 @@ def test_a_graph_in_which_grappler_folded_the_masks_is_not_stripped(masked):
     rewrite.meta_optimizer_iterations = rewriter_config_pb2.RewriterConfig.TWO
     optimized = tf_optimizer.OptimizeGraph(options, meta)
     assert node(optimized, "block/fc/sparsekit/masked").op == "Const"
-    says = "its mask is no longer the multiply that was inserted but a Const.*Strip it first, then optimize"
+    says = "its mask is no longer the op that was inserted but a Const.*Strip it first, then optimize"
     through_saving(ModelError, "block/(conv1|fc)/sparsekit/masked: ", says, optimized)
 
 

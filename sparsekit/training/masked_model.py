@@ -273,13 +273,13 @@ class MaskedModel:
             # in place. A loop for every weight: what one needs for a while serves the next, and memory stays so small
             # that the allocator does not ask the system for it anew in every step.
             for weight in weights:
-                tf.while_loop(lambda due: due, functools.partial(self._choose_and_clear, weight), [due])
+                tf.while_loop(lambda due: due, functools.partial(self._choose_and_clear, weight), (due,))
 
-    def _choose_and_clear(self, weight: MaskedWeight, due: tf.Tensor) -> tf.Tensor:
+    def _choose_and_clear(self, weight: MaskedWeight, due: tf.Tensor) -> tuple[tf.Tensor]:
         weight.choose()
         for wrapped in self._wrapped.values():
             self._clear(wrapped, weight)
-        return tf.zeros_like(due)
+        return (tf.zeros_like(due),)
 
     def _clear(self, wrapped: WrappedOptimizer, weight: MaskedWeight | None = None) -> None:
         # Straight through, momentum is what trains dropped weights.

@@ -146,7 +146,9 @@ def test_the_sums_tell_what_any_weight_makes_of_the_samples(name: str) -> None:
             assert len(matrices) == len(found.statistics)
             pairs = list(zip(matrices, found.statistics, strict=True))
             grams = [np.einsum("kn,kl,ln->n", w, s.gram.sum(0), w) for w, s in pairs]
-            np.testing.assert_allclose(np.concatenate(grams), np.square(outputs).sum(0), rtol=1e-4)
+            squares = np.square(outputs).sum(0)
+            # Where one output is next to nothing, what cancelled in it was as large as in the others.
+            np.testing.assert_allclose(np.concatenate(grams), squares, rtol=1e-4, atol=1e-6 * squares.max())
             sums = np.concatenate([s.column_sum.sum(0) @ w for w, s in pairs])
             np.testing.assert_allclose(sums, outputs.sum(0), rtol=1e-4, atol=1e-4 * np.abs(outputs).sum(0).max())
             for statistics in found.statistics:
