@@ -9,8 +9,8 @@ from collections.abc import Iterator
 # has neither gradients of grouped convolutions nor NCHW.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
-import pytest  # noqa: E402
-from small_graphs import VARIABLE_KINDS, settings_of  # noqa: E402
+import pytest
+from small_graphs import VARIABLE_KINDS, settings_of
 
 
 @pytest.fixture(params=VARIABLE_KINDS)

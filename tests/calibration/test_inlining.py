@@ -431,7 +431,9 @@ def test_a_keras_export(tmp_path: Path) -> None:
     flat = inlined(ProtoGraph(graph_def))
     (wanted,) = _restored(graph_def, meta_graph, tmp_path / "model", outputs, feeds)
     (found,) = _restored(flat, meta_graph, tmp_path / "model", outputs, feeds)
-    assert wanted.shape == (3, 3) and wanted.tobytes() == found.tobytes()
+    # To rounding: TensorFlow may fuse other ops where they are not in functions.
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert wanted.shape == (3, 3)
     # Every layer that the plan prunes is there under the name that the plan has for it, but for those in loops.
     plan = sparsekit.plan(tmp_path / "model")
     names = {node.name for node in flat.node}

@@ -1,4 +1,4 @@
-"""One worker of MultiWorkerMirroredStrategy, with a loop of its own: what test_multi_worker.py starts two of.
+"""One worker of MultiWorkerMirroredStrategy, with a loop of its own: what test_multi_worker_mirrored.py starts two of.
 
 python run_multi_worker.py FOLDER CONFIG STEPS VICTIM STEP   # worker VICTIM dies in step STEP
 """
