@@ -11,7 +11,7 @@ import tensorflow as tf
 from sparsekit.config import Masking, PruneConfig
 from sparsekit.graph.node import LiveNode
 from sparsekit.planning import PlannedLayer, Planning
-from sparsekit.variable_reads import has_own_gradient, python_variables, reads
+from sparsekit.variable_reads import has_own_gradient, other_uses, python_variables, reads
 
 _SHOWN = 5
 _WHY: dict[Masking, str] = {
@@ -83,6 +83,8 @@ def _unreachable_gradient(layer: PlannedLayer, variable: tf.Operation, known: Co
     readers = reads(variable)
     if any(has_own_gradient(read) for read in readers):
         return "a read of the variable has a gradient of its own"
+    for use in other_uses(variable):
+        return f"'{use.name}' ({use.type}) uses the variable itself: that gradient cannot be masked"
     for site in layer.sites:
         assert isinstance(site.source.tensor.node, LiveNode)
         read = site.source.tensor.node.operation

@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
+from tensorflow.python.framework import ops
 from tensorflow.python.ops import resource_variable_ops
 
 from sparsekit.gradient import MARKS, READING
@@ -27,15 +28,26 @@ def mask_gradients(variable: tf.Operation, objects: Sequence[Any], layer: str) -
     for read in reads(variable):
         mark(read)
     for found in objects:
-        name = "_read_variable_op" if resource_variable_ops.is_resource_variable(found) else "read_value"
+        is_resource = resource_variable_ops.is_resource_variable(found)
+        name = "_read_variable_op" if is_resource else "read_value"
         # An attribute of the object: reads that are built later are ops of their own.
         setattr(found, name, _marking(getattr(found, name), mark))
+        if is_resource:
+            # Of the value: the gradient of an op that reads parts of the variable itself cannot be masked.
+            found.sparse_read = functools.partial(_of_value, tf.gather, found)
+            found.gather_nd = functools.partial(_of_value, tf.gather_nd, found)
 
 
 def reads(variable: tf.Operation) -> list[tf.Operation]:
     """The ops that read it, in the main graph, as far as a gradient flows back through them."""
     kind = "ReadVariableOp" if variable.type == "VarHandleOp" else "Identity"
     return [reader for reader in variable.outputs[0].consumers() if reader.type == kind]
+
+
+def other_uses(variable: tf.Operation) -> list[tf.Operation]:
+    """The ops that use it past its reads, and may send a gradient back: those that read parts of it, functions."""
+    readers = reads(variable)
+    return [user for user in variable.outputs[0].consumers() if user not in readers and _is_differentiable(user)]
 
 
 def has_own_gradient(read: tf.Operation) -> bool:
@@ -52,6 +64,17 @@ def python_variables(graph: tf.Graph) -> dict[tf.Operation, list[Any]]:
             is_resource = resource_variable_ops.is_resource_variable(item)
             objects[item.handle.op if is_resource else item.op].append(item)
     return objects
+
+
+def _is_differentiable(op: tf.Operation) -> bool:
+    try:
+        return bool(op.outputs) and ops.get_gradient_function(op) is not None
+    except LookupError:  # nobody knows
+        return True
+
+
+def _of_value(gather: Callable[..., tf.Tensor], variable: Any, indices: Any, name: str | None = None) -> tf.Tensor:
+    return gather(variable.read_value(), indices, name=name)
 
 
 def _marking(read: Callable[..., tf.Tensor], mark: Callable[[tf.Operation], None]) -> Callable[..., tf.Tensor]:

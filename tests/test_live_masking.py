@@ -146,6 +146,21 @@ def test_a_regularizer_that_couples_weights_moves_no_dropped_one(kind: str, mask
     Trained(masking, update).train(range(5))
 
 
+def test_rows_that_are_looked_up_later_move_no_dropped_weight(kind: str) -> None:
+    """Tied to a layer that was pruned: the gradient of the lookup is masked, too."""
+    with tf.Graph().as_default() as graph:
+        w = variable("w", [8, 4])
+        y = tf.matmul(tf.ones([2, 8]), w, name="fc")
+        result = sparsekit.prune(graph, {"masking": "in-place"})
+        rows = [tf.nn.embedding_lookup(w, [1, 2, 2]), tf.gather_nd(w, [[3], [5]])]
+        step = sgd(tf.reduce_sum(y**2) + sum(tf.reduce_sum(row**3) for row in rows))
+        with session(graph) as running:
+            running.run(step)
+            weight, mask = running.run([w, result.variables[0]])
+        assert (mask == 0).sum() == 16
+        assert not weight[mask == 0].any()
+
+
 def test_two_optimizers_of_one_batch_both_count_in_the_first_batch(kind: str) -> None:
     """Zeros are written once, before any of them updates."""
 
@@ -457,6 +472,12 @@ def with_a_gradient_of_its_own(x: Any) -> Any:
         return tf.matmul(x, w, name="fc")
 
 
+def with_a_function_that_regularizes(x: Any) -> Any:
+    w = v1.get_variable("w", [8, 4], use_resource=True)
+    v1.losses.add_loss(tf.function(lambda: tf.reduce_sum(w**2))())
+    return tf.matmul(x, w, name="fc")
+
+
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
@@ -465,6 +486,7 @@ def with_a_gradient_of_its_own(x: Any) -> Any:
         (constant, "the weight is a constant"),
         (in_no_collection, "the variable is in no collection"),
         (with_a_gradient_of_its_own, "a read of the variable has a gradient of its own"),
+        (with_a_function_that_regularizes, "'StatefulPartitionedCall' (StatefulPartitionedCall) uses the"),
     ],
 )
 def test_layers_that_cannot_are_masked_in_the_forward_pass_and_named(
