@@ -244,7 +244,7 @@ class MaskedModel:
         if self._state.came_without_masks():
             for weight in self.weights:
                 weight.forget()
-            if self._config.start_step == 0:
+            if int(self._steps) >= self._config.start_step:
                 self._choose_first()
         self._enforce()
         for wrapped in self._wrapped.values():

@@ -105,15 +105,19 @@ def test_checkpoints(kind: str, masking: str, tmp_path: Any) -> None:
     _assert_equal(_end_of(model, result), _uninterrupted(masking))
 
 
-def test_a_checkpoint_of_a_dense_model_gets_masks_of_its_own(tmp_path: Any) -> None:
+@pytest.mark.parametrize("schedule", [{"update_freq": 100}, {"start_step": 2}, {"start_step": 11}])
+def test_a_checkpoint_of_a_dense_model_gets_masks_of_its_own(schedule: dict[str, int], tmp_path: Any) -> None:
     dense = compiled(net(), optimizers.SGD(0.1, 0.9))
     train(dense, epochs=3)
     dense.save_weights(tmp_path / "dense.weights.h5")
     model = compiled(net(), optimizers.SGD(0.1, 0.9))
-    result = sparsekit.prune(model, {"update_freq": 100})
-    model.optimizer.build(model.trainable_variables)
+    result = sparsekit.prune(model, schedule)
+    train(model, result.callback, epochs=1)
     model.load_weights(tmp_path / "dense.weights.h5")
     result.settle()
+    if schedule == {"start_step": 11}:  # of 10 so far
+        assert result.sparsity == 0
+        return
     for kernel, mask, trained in zip(kernels(model), masks_of(result), kernels(dense), strict=True):
         np.testing.assert_array_equal(kernel, trained * mask)
         groups = np.abs(trained).reshape(-1, 4, trained.shape[1]), mask.reshape(-1, 4, trained.shape[1])
