@@ -17,7 +17,7 @@ from sparsekit.errors import ConfigError, GraphError
 from sparsekit.planning import Plan, Planning
 from sparsekit.plugins import Registry
 from sparsekit.training.distribution import Distribution
-from sparsekit.training.optimizers import WrappedOptimizer, chosen_masking
+from sparsekit.training.optimizers import WrappedOptimizer, chosen_masking, inner
 from sparsekit.training.reading import Backward
 from sparsekit.training.schedule import Schedule
 from sparsekit.training.state import MaskState
@@ -68,6 +68,7 @@ class MaskedModel:
         self._groups = _by_schedule(self.weights, config)
         with self._distribution.scope():
             self._steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="steps")
+        # An optimizer and the one that scales losses for it take the same steps.
         self._wrapped: dict[int, WrappedOptimizer] = {}
         self._finalized = False
         if config.start_step == 0:
@@ -109,9 +110,7 @@ class MaskedModel:
         trained = self.model if trained is None else trained
         is_new = trained is not self.model and all(trained is not known for known in self._outer)
         optimizer = getattr(trained, "optimizer", None)
-        # One that scales losses may hold an optimizer that was wrapped before the model was compiled.
-        known = {id(optimizer), id(getattr(optimizer, "inner_optimizer", None))} & self._wrapped.keys()
-        if hasattr(optimizer, "apply") and not known:
+        if hasattr(optimizer, "apply") and id(inner(optimizer)) not in self._wrapped:
             self._wrap(optimizer, trained)
         elif not is_new:
             return
@@ -137,7 +136,7 @@ class MaskedModel:
             GraphError: the result is finalized.
         """
         self._require_open()
-        if id(optimizer) not in self._wrapped:
+        if id(inner(optimizer)) not in self._wrapped:
             self._wrap(optimizer, self.model)
         return optimizer
 
@@ -158,7 +157,7 @@ class MaskedModel:
             self._distribution.once, functools.partial(self._after, choice.masking == "project")
         )
         wrapped = WrappedOptimizer(optimizer, self.weights, choice, after_step)
-        self._wrapped[id(optimizer)] = wrapped
+        self._wrapped[id(inner(optimizer))] = wrapped
         self._distribution.once(lambda: self._clear(wrapped))
 
     def step(self) -> None:
@@ -321,7 +320,7 @@ def told(plan: Plan, masking: str) -> Plan:
 
 
 def _require_free(optimizer: Any, where: str) -> None:
-    if "apply" in getattr(optimizer, "__dict__", ()):
+    if any("apply" in getattr(each, "__dict__", ()) for each in (optimizer, inner(optimizer))):
         raise ConfigError(
             f"the {type(optimizer).__name__} is wrapped already, for another model",
             where=where,

@@ -54,19 +54,19 @@ def chosen_masking(config: PruneConfig, model: Any, optimizer: Any) -> Choice:
     if getattr(model, "jit_compile", False) is True:
         return Choice("project", "the model is compiled by XLA, where this costs less")
     if is_elementwise(optimizer):
-        return Choice("in-place", f"{type(_inner(optimizer)).__name__} updates every weight by itself")
+        return Choice("in-place", f"{type(inner(optimizer)).__name__} updates every weight by itself")
     return Choice("project", _doubt(optimizer))
 
 
 def is_elementwise(optimizer: Any) -> bool:
     """Whether zeros stay where the gradient has zeros, and all else is as if they were not there."""
-    return type(_inner(optimizer)).__name__ in _ELEMENTWISE and not _overwrites(_inner(optimizer))
+    return type(inner(optimizer)).__name__ in _ELEMENTWISE and not _overwrites(inner(optimizer))
 
 
-def _inner(optimizer: Any) -> Any:
-    """The optimizer in another one that scales losses."""
-    inner = getattr(optimizer, "inner_optimizer", None)
-    return optimizer if inner is None else inner
+def inner(optimizer: Any) -> Any:
+    """The optimizer in another one that scales losses; of any other, itself."""
+    held = getattr(optimizer, "inner_optimizer", None)
+    return optimizer if held is None else held
 
 
 def _overwrites(optimizer: Any) -> bool:
@@ -74,8 +74,8 @@ def _overwrites(optimizer: Any) -> bool:
 
 
 def _doubt(optimizer: Any) -> str:
-    name = type(_inner(optimizer)).__name__
-    if _overwrites(_inner(optimizer)):
+    name = type(inner(optimizer)).__name__
+    if _overwrites(inner(optimizer)):
         return f"{name} overwrites weights with their moving averages"
     return f"{name} is not known to update every weight by itself"
 
@@ -140,7 +140,7 @@ class WrappedOptimizer:
         return result
 
     def _momenta(self) -> Iterator[tuple[MaskedWeight, Any]]:
-        optimizer = _inner(self.optimizer)
+        optimizer = inner(self.optimizer)
         if not optimizer.built:
             return
         for slots in (getattr(optimizer, name, None) or () for name in _MOMENTA):

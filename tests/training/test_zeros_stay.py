@@ -21,6 +21,7 @@ from keras_nets import (
 )
 
 import sparsekit
+from sparsekit.errors import ConfigError
 
 optimizers = keras.optimizers
 MASKINGS = ("in-place", "project", "forward")
@@ -130,6 +131,23 @@ def test_an_optimizer_that_was_wrapped_before_it_scaled_losses_counts_a_step_onc
     train(model, result.callback, epochs=1)
     assert int(model.optimizer.inner_optimizer.iterations) == 10
     assert result.sparsity == 0
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_an_optimizer_and_the_one_that_scales_losses_for_it_are_wrapped_as_one(order: tuple[int, int]) -> None:
+    model = net()
+    optimizer = optimizers.SGD(0.1)
+    both = optimizer, optimizers.LossScaleOptimizer(optimizer)
+    result = sparsekit.prune(model, {"start_step": 2})
+    for index in order:
+        result.wrap(both[index])
+    with pytest.raises(ConfigError, match="wrapped already, for another model"):
+        sparsekit.prune(net(), {}).wrap(both[1])
+    gradients = [keras.ops.ones(variable.shape) for variable in model.trainable_variables]
+    both[1].apply(gradients, model.trainable_variables)
+    assert result.sparsity == 0
+    both[1].apply(gradients, model.trainable_variables)
+    assert result.sparsity == 0.5
 
 
 @pytest.mark.parametrize(
