@@ -1,8 +1,9 @@
 """How a mask lives in a live graph: its state, when it is chosen, and the gradient that keeps the books.
 
-Per layer there are two variables, the mask and a count of trained batches. The forward pass only reads: where a mask
-is due it chooses from the weights at hand, elsewhere it uses the stored one. Only the gradient writes, so a forward
-pass without training (an evaluation, a freeze) changes nothing, and a batch counts once however many losses it has.
+Per layer there are two variables, the mask and a count of trained batches; where zeros are to lie in the layer's own
+variable, also the count after which they did. The forward pass only reads: where a mask is due it chooses from the
+weights at hand, elsewhere it uses the stored one. Only the gradient writes, and a projected train op, so a forward pass
+without training (an evaluation, a freeze) changes nothing, and a batch counts once however many losses it has.
 """
 
 from __future__ import annotations

@@ -180,7 +180,10 @@ class MaskedModel:
         self._distribution.once(self._settle)
 
     def enforce(self) -> None:
-        """Write zeros where masks drop and something else than training wrote the weights; `settle` does this, too."""
+        """Write zeros where masks drop and something else than training wrote the weights; `settle` does this, too.
+
+        Neither can be called inside of a ``tf.function``.
+        """
         self._distribution.once(self._enforce)
 
     def finalize(self) -> Any:

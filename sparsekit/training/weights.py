@@ -35,7 +35,7 @@ class MaskedWeight:
         mask: 1 where a weight stays, of the variable's shape and dtype.
         shadow: the dropped values, 0 elsewhere, to take part when masks are chosen again; None where the mask is chosen
             once or the variable holds them itself.
-        flips: how often a weight came or went since the mask was first chosen, int64.
+        flips: how often a weight came or went in training, int64; what is first dropped after ``start_step`` counts.
     """
 
     def __init__(
