@@ -96,7 +96,9 @@ class Split:
                 hint=f"{_FIRST_AXIS} What is the same for all has the whole shape that its input has in the model.",
             )
         same = frozenset(arrays.keys() - per_sample.keys())
-        fixed = (known.shape[0] for known in inputs if known.shape and known.name not in same)
+        # An input that is not fed has a default, which may be for samples or the same for all: those that are fed know.
+        fed_first = sorted(inputs, key=lambda known: known.name not in arrays)
+        fixed = (known.shape[0] for known in fed_first if known.shape and known.name not in same)
         return cls(next(iter(per_sample.values()), 1), same, next((length for length in fixed if length), None))
 
     def cut(self, arrays: Mapping[str, Array], part: slice) -> dict[str, Array]:

@@ -309,6 +309,9 @@ def test_arrays_are_cut_as_a_model_that_takes_a_fixed_number_needs_it(tmp_path: 
     assert [(b.start, b.stop) for b in file_batches([str(tmp_path / "x.npz")], fixed)] == [(0, 2), (2, 4), (4, 6)]
     with pytest.raises(CalibrationError, match=r"batch 3, input 'x': shape \[1, 4\]; .*\[2, 4\].*a multiple of that"):
         Samples(_x(7), fixed)
+    # Nobody knows what a default that is not fed is for.
+    default = ModelInput("mean", "float32", (3,), required=False)
+    assert [batch.samples for batch in Samples({"x": _x(6)}, [default, *fixed])] == [2, 2, 2]
 
 
 # --- what does not fit -----------------------------------------------------------------------------------
