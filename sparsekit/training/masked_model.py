@@ -246,7 +246,7 @@ class MaskedModel:
         if self._state.came_without_masks():
             for weight in self.weights:
                 weight.forget()
-            if int(self._steps) >= self._config.start_step:
+            if int(self._steps.numpy()) >= self._config.start_step:
                 self._choose_first()
         self._enforce()
         for wrapped in self._wrapped.values():

@@ -96,6 +96,20 @@ def resumes(strategy: Any, folder: Path) -> bool:
     return all(len(a) == len(b) and all(map(np.array_equal, a, b)) for a, b in ((ends[0], ends[1]), (ends[2], ends[3])))
 
 
+def settles_on_a_dense_file(strategy: Any, folder: Path) -> bool:
+    """A file of a dense model is loaded after the masks were chosen: they are those of its weights."""
+    dense = compiled(net(), optimizers.SGD(0.5))
+    train(dense, epochs=1)
+    dense.save_weights(folder / "dense.weights.h5")
+    with strategy.scope():
+        model = net()
+    result = sparsekit.prune(model)
+    model.load_weights(folder / "dense.weights.h5")
+    result.settle()
+    masks = masks_of(result), masks_of(sparsekit.prune(dense))
+    return alike_everywhere(result) and all(map(np.array_equal, *masks))
+
+
 def in_a_loop(strategy: Any, own: bool) -> dict[str, Any]:
     """A tf.Module, or a Keras model whose optimizer is not wrapped, with `step`, in and out of replicas."""
     with strategy.scope():
@@ -154,6 +168,7 @@ def main(folder: Path) -> None:
     strategy = tf.distribute.MirroredStrategy(DEVICES)
     found: dict[str, Any] = {case: fits_as_on_one_device(strategy, case) for case in CASES}
     found["resumed"] = resumes(strategy, folder)
+    found["a dense file"] = settles_on_a_dense_file(strategy, folder)
     found["step in replicas"] = in_a_loop(strategy, True)
     found["step outside"] = in_a_loop(strategy, False)
     found["refusals"] = list(refusals(strategy))

@@ -61,6 +61,11 @@ def test_an_interrupted_fit_ends_with_the_very_weights_of_one_that_was_not() -> 
 
 
 @pytest.mark.slow
+def test_a_dense_file_brings_new_masks() -> None:
+    assert _found()["a dense file"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["step in replicas", "step outside"])
 def test_step_in_a_loop(where: str) -> None:
     found = _found()[where]
