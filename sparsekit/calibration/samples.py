@@ -82,11 +82,11 @@ class Split:
         Raises:
             CalibrationError: the arrays hold different numbers of samples.
         """
-        shapes = {known.name: known.shape for known in inputs}
-        per_sample = {name: len(array) for name, array in arrays.items() if array.ndim}
-        lengths = dict(per_sample)
-        if len(set(lengths.values())) > 1 and any(not shape or shape[0] is None for shape in map(shapes.get, lengths)):
-            per_sample = {name: length for name, length in lengths.items() if shapes[name] != arrays[name].shape}
+        declared = {known.name: known.shape for known in inputs}
+        lengths = per_sample = {name: len(array) for name, array in arrays.items() if array.ndim}
+        is_open = any(not shape or shape[0] is None for shape in map(declared.get, lengths))
+        if len(set(lengths.values())) > 1 and is_open:
+            per_sample = {name: length for name, length in lengths.items() if declared[name] != arrays[name].shape}
         if len(set(per_sample.values())) > 1:
             each = ", ".join(f"'{name}' {length}" for name, length in lengths.items())
             raise CalibrationError(

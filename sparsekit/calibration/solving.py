@@ -117,6 +117,7 @@ def scaled_by_sums(seen: Array, solved: SolvedLayer, collected: Collected, *, gu
             solved, account=solved.account.noted("mean and deviation are not restored from so few rows")
         )
     dense, pruned = (collected.layout.matrices(weight) for weight in (seen, solved.weight))
+    few = min(int(s.samples.sum()) for s in collected.statistics) < FEW_SAMPLES
     weights, shifts, lost, energy, unseen = [], [], 0.0, 0.0, np.zeros(2)
     for block, (before, after, statistics) in enumerate(zip(dense, pruned, collected.statistics, strict=True)):
         scale, shift = scale_shift(output_moments(before, statistics), output_moments(after, statistics))
@@ -124,14 +125,10 @@ def scaled_by_sums(seen: Array, solved: SolvedLayer, collected: Collected, *, gu
         shifts.append(shift)
         lost += _lost(before, weights[-1], shift, statistics)
         energy += _lost(before, np.zeros_like(before), np.zeros(before.shape[1]), statistics)
-        both = halves(statistics)
-        assert both is not None
-        for fitted, scored in (both, both[::-1]):
-            scale, shift = scale_shift(output_moments(before, fitted), output_moments(after, fitted))
+        if guard or few:
             as_found = np.zeros(before.shape[1]) if solved.shift is None else solved.shift[block]
-            unseen += _lost(before, after, as_found, scored), _lost(before, after * scale, shift, scored)
-    few = min(int(s.samples.sum()) for s in collected.statistics) < FEW_SAMPLES
-    if (guard or few) and unseen[1] > unseen[0]:
+            unseen += _lost_unseen(before, after, as_found, statistics)
+    if unseen[1] > unseen[0]:
         shares = unseen / energy if energy > 0 else unseen
         note = f"with mean and deviation restored held-back samples lose {shares[1]:.3g}, without {shares[0]:.3g}"
         return attrs.evolve(solved, account=solved.account.noted(note))
@@ -143,6 +140,17 @@ def scaled_by_sums(seen: Array, solved: SolvedLayer, collected: Collected, *, gu
         shifted=True,
     )
     return SolvedLayer(collected.layout.weight(weights), np.stack(shifts), account)
+
+
+def _lost_unseen(dense: Array, pruned: Array, as_found: Array, statistics: Statistics) -> Array:
+    """What the halves of the samples lose: as the layer was found, and restored by the moments of the other half."""
+    both = halves(statistics)
+    assert both is not None
+    lost = np.zeros(2)
+    for fitted, scored in (both, both[::-1]):
+        scale, shift = scale_shift(output_moments(dense, fitted), output_moments(pruned, fitted))
+        lost += _lost(dense, pruned, as_found, scored), _lost(dense, pruned * scale, shift, scored)
+    return lost
 
 
 def _lost(dense: Array, pruned: Array, shift: Array, statistics: Statistics) -> float:

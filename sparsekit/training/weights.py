@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from sparsekit.criterion import Criterion
 from sparsekit.errors import ConfigError, GraphError
+from sparsekit.gradient import without_dropped
 from sparsekit.masking import keep_tensor
 from sparsekit.planning import LayerDecision, PlannedLayer
 from sparsekit.plugins import Registry
@@ -191,8 +192,7 @@ class MaskedWeight:
             self.shadow.assign(tf.zeros_like(self.shadow))
 
     def _write_zeros(self) -> None:
-        weight = self._value()
-        self.variable.assign(tf.where(self.mask.read_value() != 0, weight, tf.zeros_like(weight)))
+        self.variable.assign(without_dropped(self._value(), self.mask.read_value()))
 
 
 def check_weights(traced: TracedModel, layers: Sequence[PlannedLayer], registry: Registry) -> None:

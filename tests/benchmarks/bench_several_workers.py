@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from instances import Instances
+
 ROUNDS, STEPS = 5, 6
 WIDTH, BATCH = 1024, 64
 SECONDS = 300
@@ -36,26 +38,19 @@ def main() -> None:
     for _ in range(arguments.instances):
         alone.append(run_workers(1)[0])
         together.append(run_workers(2)[0])
-    report(alone, together)
+    report(Instances(alone), Instances(together))
 
 
-def report(alone: list[dict[str, float]], together: list[dict[str, float]]) -> None:
+def report(alone: Instances, together: Instances) -> None:
     from sparsekit.table import text_table
 
-    def cost(runs: list[dict[str, float]]) -> str:
-        percents = [100 * (run["masked"] / run["dense"] - 1) for run in runs]
-        return f"{statistics.median(percents):+.1f} % ({min(percents):+.1f}..{max(percents):+.1f})"
-
-    def milliseconds(runs: list[dict[str, float]], variant: str) -> str:
-        return f"{1e3 * statistics.median(run[variant] for run in runs):.2f}"
-
     rows = [
-        ("one worker, dense step, ms", milliseconds(alone, "dense"), ""),
-        ("each of two workers, dense step, ms", milliseconds(together, "dense"), ""),
-        ("one worker, masks", cost(alone), ""),
-        ("each of two workers, masks", cost(together), "as one"),
+        ("one worker, dense step, ms", f"{1e3 * alone.median('dense'):.2f}", ""),
+        ("each of two workers, dense step, ms", f"{1e3 * together.median('dense'):.2f}", ""),
+        ("one worker, masks", alone.cost("masked", "dense"), ""),
+        ("each of two workers, masks", together.cost("masked", "dense"), "as one"),
     ]
-    header = (f"Keras MLP 3x{WIDTH}, SGD, median of n={len(alone)} instances (range)", "measured", "limit")
+    header = (f"Keras MLP 3x{WIDTH}, SGD, median of n={len(alone.runs)} instances (range)", "measured", "limit")
     print(text_table(header, rows), end="")
 
 
