@@ -312,7 +312,7 @@ def test_names_of_a_tflite_file_that_share_their_bytes(isolation: Isolation, tmp
 def test_damaged_models(kind: str, isolation: Isolation, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A few of what tests/fuzz/fuzz_readers.py tries by the thousand."""
     if kind == "onnx":
-        pytest.importorskip("onnx")
+        pytest.importorskip("onnx", reason="onnx is not installed here: pip install 'sparsekit[onnx]'")
 
     @settings(max_examples=12, deadline=None, derandomize=True)
     @given(seed=st.integers(0, 1 << 32))
