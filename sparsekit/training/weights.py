@@ -10,12 +10,11 @@ import tensorflow as tf
 
 from sparsekit.criterion import Criterion
 from sparsekit.errors import ConfigError, GraphError
-from sparsekit.gradient import without_dropped
 from sparsekit.masking import keep_tensor
 from sparsekit.planning import LayerDecision, PlannedLayer
 from sparsekit.plugins import Registry
 from sparsekit.training.distribution import Distribution
-from sparsekit.training.reading import Backward, MaskedReading
+from sparsekit.training.reading import Backward, MaskedReading, without_dropped
 from sparsekit.training.tracing import TracedModel
 
 _OWNER = "_sparsekit_layer"
@@ -91,13 +90,14 @@ class MaskedWeight:
         full = weight if self.shadow is None else weight + self.shadow
         before = self.mask.read_value()
         chosen = keep_tensor(self._criterion.score(full, axis), axis, pattern)
+        mask = tf.cast(chosen, before.dtype)
         if count:
-            self.flips.assign_add(tf.math.count_nonzero(tf.not_equal(before != 0, chosen)))
-        self.mask.assign(tf.cast(chosen, before.dtype))
+            self.flips.assign_add(_differences(before, mask))
+        self.mask.assign(mask)
         if self.shadow is not None:
-            self.shadow.assign(tf.where(chosen, tf.zeros_like(full), full))
+            self.shadow.assign(without_dropped(full, 1 - mask))
         if self._reading is None:
-            self.variable.assign(tf.where(chosen, full, tf.zeros_like(full)))
+            self.variable.assign(without_dropped(full, mask))
 
     def forget(self) -> None:
         """Dropped values that are kept apart do not belong to the variable's values any more."""
@@ -136,16 +136,16 @@ class MaskedWeight:
     def take_dropped_from(self, slot: Any) -> None:
         """Write zeros where the mask drops into an optimizer's variable of the weight's shape."""
         self._distribution.on_copies(
-            slot, lambda: slot.assign(slot.read_value() * tf.cast(self.mask.read_value(), slot.dtype))
+            slot, lambda: slot.assign(without_dropped(slot.read_value(), self.mask.read_value()))
         )
 
     def masked(self, gradient: Any) -> tf.Tensor:
         """A gradient without what flows to dropped weights."""
-        return tf.convert_to_tensor(gradient) * tf.cast(self.mask.read_value(), gradient.dtype)
+        return without_dropped(tf.convert_to_tensor(gradient), self.mask.read_value())
 
     def kept(self) -> tf.Tensor:
         """The weights as the model computes with them."""
-        return self._value() * self.mask.read_value()
+        return without_dropped(self._value(), self.mask.read_value())
 
     def density(self) -> tf.Tensor:
         """The share of weights that are not zero, float64."""
@@ -162,7 +162,7 @@ class MaskedWeight:
             # What another worker adds to kept weights in between is not lost.
             self.variable.assign_sub(self._value() * (1 - self.mask.read_value()))
         else:
-            self.variable.assign(self._value() * self.mask.read_value())
+            self._write_zeros()
 
     def _on_copies(self, do: Callable[[], object]) -> None:
         self._distribution.on_copies(self.variable, do)
@@ -244,6 +244,13 @@ def _check(decision: LayerDecision, variable: Any, registry: Registry) -> None:
             where=decision.name,
             hint="Call .finalize() of the first result, or keep using that.",
         )
+
+
+def _differences(mask: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+    """How many weights one mask keeps and the other drops, int64."""
+    # TensorFlow counts in eight bytes a weight. Rows are counted in float32, exact below 2**24.
+    rows = tf.reduce_sum(tf.cast(tf.math.squared_difference(mask, other), tf.float32), axis=-1)
+    return tf.reduce_sum(tf.cast(rows, tf.int64))
 
 
 def _magnitude(weight: tf.Tensor) -> tf.Tensor:

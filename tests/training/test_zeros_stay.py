@@ -8,7 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from tensorflow.python.eager import context
 from keras_nets import (
+    X,
     Optimizer,
     ZerosStay,
     compiled,
@@ -211,3 +213,32 @@ def test_an_optimizer_that_in_place_cannot_serve_is_warned_of_and_set_right(capl
     assert "Lamb is not known to update every weight by itself" in caplog.text
     train(model, result.callback, epochs=1)
     assert sparsekit.verify(result.finalize()).ok
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_what_is_not_a_number_stays_out_where_the_mask_drops(masking: str) -> None:
+    model, result = pruned_net(optimizers.SGD(0.1), {"masking": masking})
+    (mask, *_), (kernel, *_) = masks_of(result), [layer.kernel for layer in model.layers]
+    expected = kernels(model)[0] * mask - np.float32(0.1) * mask
+
+    model.optimizer.apply([np.where(mask, 1, np.nan).astype(np.float32)], [kernel])
+    if masking == "forward":
+        assert not np.isnan(keras.ops.convert_to_numpy(model(X))).any()
+    result.finalize()
+
+    assert np.array_equal(kernels(model)[0], expected)
+
+
+def test_a_mask_meets_a_gradient_where_it_was_just_computed() -> None:
+    """A product of mask and learning rate would be one more pass over all weights."""
+    model, _ = pruned_net(optimizers.SGD(0.1), {"masking": "in-place"})
+    context.enable_graph_collection()
+    with context.collect_graphs(optimized=True) as graphs:
+        train(model, epochs=1)
+
+    products = []
+    for nodes in [nodes for graph in graphs for nodes in (graph.node, *(f.node_def for f in graph.library.function))]:
+        ops = {node.name: node.op for node in nodes}
+        products += [[ops.get(name.split(":")[0]) for name in node.input] for node in nodes if "Mul" in node.op]
+    assert sum("MatMul" in str(factors[0]) for factors in products) >= 3, products
+    assert ["ReadVariableOp", "ReadVariableOp"] not in products
