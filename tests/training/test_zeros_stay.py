@@ -8,10 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from tensorflow.python.eager import context
 from keras_nets import (
-    X,
     Optimizer,
+    X,
     ZerosStay,
     compiled,
     kernels,
@@ -21,6 +20,7 @@ from keras_nets import (
     train,
     trained_by_hand,
 )
+from tensorflow.python.eager import context
 
 import sparsekit
 from sparsekit.errors import ConfigError
