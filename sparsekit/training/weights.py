@@ -103,14 +103,20 @@ class MaskedWeight:
         """Dropped values that are kept apart do not belong to the variable's values any more."""
         self._on_copies(self._clear_shadow)
 
-    def enforce(self) -> None:
+    def enforce(self) -> int:
         """Where zeros live in the variable, write them where the mask drops: +0.0, whatever was there.
 
         Weights from elsewhere that follow the pattern by themselves bring their mask with them.
+
+        Returns:
+            How many dropped weights were not zero although nothing should have moved them.
         """
-        if self._reading is None:
-            self._on_copies(self._follow)
-            self._on_copies(self._write_zeros)
+        if self._reading is not None:
+            return 0
+        self._on_copies(self._follow)
+        moved = int(self._moved(self.mask.read_value() != 0))
+        self._on_copies(self._write_zeros)
+        return moved
 
     def release(self) -> int:
         """Leave a plain variable with plain zeros behind.
@@ -118,11 +124,9 @@ class MaskedWeight:
         Returns:
             How many dropped weights were not zero although nothing should have moved them.
         """
-        if self._reading is None:
-            self._on_copies(self._follow)
-        moved = 0 if self._reading else int(self._moved(self.mask.read_value() != 0))
-        self._on_copies(self._write_zeros)
+        moved = self.enforce()
         if self._reading is not None:
+            self._on_copies(self._write_zeros)
             self._reading.remove()
         if hasattr(self.variable, _OWNER):
             delattr(self.variable, _OWNER)
@@ -148,8 +152,8 @@ class MaskedWeight:
         return without_dropped(self._value(), self.mask.read_value())
 
     def density(self) -> tf.Tensor:
-        """The share of weights that are not zero, float64."""
-        weight = self.kept()
+        """The share of weights that are not zero, float64; of those that the model computes with."""
+        weight = self._value() if self._reading is None else self.kept()
         return tf.math.count_nonzero(weight) / tf.size(weight, tf.int64)
 
     def retained(self) -> tf.Tensor:
