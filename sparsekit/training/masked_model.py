@@ -16,12 +16,12 @@ from sparsekit.config import PruneConfig
 from sparsekit.errors import ConfigError, GraphError
 from sparsekit.planning import Plan, Planning
 from sparsekit.plugins import Registry
-from sparsekit.training.distribution import Distribution
+from sparsekit.training.distribution import Distribution, identity
 from sparsekit.training.optimizers import WrappedOptimizer, chosen_masking, inner, is_optimizer, optimizers_of
 from sparsekit.training.reading import Backward
 from sparsekit.training.schedule import Schedule
 from sparsekit.training.state import MaskState
-from sparsekit.training.tracing import TracedModel, name_of, retrace
+from sparsekit.training.tracing import TracedModel, is_keras, name_of, retrace
 from sparsekit.training.weights import MaskedWeight, check_weights, masked_weights
 
 _log = logging.getLogger("sparsekit")
@@ -48,6 +48,7 @@ class MaskedModel:
         Raises:
             ConfigError: the config asks for what cannot be done to this model.
             GraphError: it was pruned before, and not finalized.
+            ModelError: weights are not finite.
         """
         check_weights(traced, planning.layers, registry)
         for optimizer in optimizers_of(model):
@@ -107,10 +108,11 @@ class MaskedModel:
 
         Raises:
             ConfigError: an optimizer is wrapped for another result.
-            GraphError: the result is finalized.
+            GraphError: the result is finalized, or another model is trained, a copy of the pruned one, say.
         """
         self._require_open()
         trained = self.model if trained is None else trained
+        self._require_part_of(trained)
         is_new = trained is not self.model and all(trained is not known for known in self._outer)
         new = [optimizer for optimizer in optimizers_of(trained) if id(inner(optimizer)) not in self._wrapped]
         if not (new or is_new):
@@ -297,6 +299,19 @@ class MaskedModel:
     def _choose_first(self) -> None:
         for weight in self.weights:
             weight.choose(count=False)
+
+    def _require_part_of(self, trained: Any) -> None:
+        # Keras does not know the variables that a tf.Module holds in one of its models.
+        if trained is self.model or not is_keras(self.model) or not self.weights:
+            return
+        held = {identity(variable) for variable in trained.variables}
+        if not any(identity(weight.variable) in held for weight in self.weights):
+            raise GraphError(
+                f"holds none of the weights that {name_of(self.model)} has masks for",
+                where=name_of(trained),
+                expected="the model that was pruned, or one that it is a part of",
+                hint="A copy, or what was loaded from a file, is a model of its own: prune that, too.",
+            )
 
     def _require_open(self) -> None:
         if self._finalized:

@@ -11,6 +11,7 @@ import tensorflow as tf
 from sparsekit.criterion import Criterion
 from sparsekit.errors import ConfigError, GraphError
 from sparsekit.masking import keep_tensor
+from sparsekit.one_shot import refuse_non_finite
 from sparsekit.planning import LayerDecision, PlannedLayer
 from sparsekit.plugins import Registry
 from sparsekit.training.distribution import Distribution
@@ -205,9 +206,12 @@ def check_weights(traced: TracedModel, layers: Sequence[PlannedLayer], registry:
     Raises:
         ConfigError: a criterion cannot choose masks while a model trains.
         GraphError: a variable has a mask already.
+        ModelError: it holds values that are not finite.
     """
     for layer in layers:
         _check(layer.decision, _variable(traced, layer), registry)
+        for _, values in traced.values(layer.source.read):
+            refuse_non_finite(values, layer.decision.name, layer.decision.weight)
 
 
 def masked_weights(

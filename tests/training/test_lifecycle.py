@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras_nets import SPECS, X, Y, ZerosStay, compiled, kernels, masks_of, net, pruned_net, train
 
 import sparsekit
-from sparsekit.errors import ConfigError, GraphError
+from sparsekit.errors import ConfigError, GraphError, ModelError
 
 optimizers = keras.optimizers
 L = keras.layers
@@ -336,6 +336,24 @@ def test_a_model_is_pruned_once_at_a_time() -> None:
         sparsekit.prune(part)
     assert all(np.array_equal(a, b) for a, b in zip(kernels(model), before, strict=True))
     train(model, result.callback, ZerosStay(result), epochs=1)
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    model = net()
+    kernel = model.layers[1].kernel
+    kernel.assign(np.where(np.arange(12) == 3, np.nan, kernel.numpy()))
+    before = [weight.numpy() for weight in model.weights]
+    with pytest.raises(ModelError, match=rf"{model.name}/dense_1/MatMul: 16 of 192 values .* are NaN or infinite"):
+        sparsekit.prune(model)
+    for weight, expected in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), expected)
+
+
+def test_the_callback_is_not_for_a_copy_of_the_model() -> None:
+    model, result = pruned_net(optimizers.SGD(0.1), {})
+    copy = compiled(keras.models.clone_model(model))
+    with pytest.raises(GraphError, match=r"holds none of the weights that the model .* has masks for"):
+        train(copy, result.callback, epochs=1)
 
 
 def test_what_is_finalized_keeps_no_masks_and_says_so() -> None:
