@@ -467,13 +467,17 @@ def verify(
         deployed = read_deployed(model)
         if deployed is not None:
             return verify_deployed(deployed, settings.config, settings.profile)
+        opened = _open(model, input_signature)
+        # What is no variable stays as it is in training; in a file it may be a weight that cannot be seen.
+        exempt = {"stored_obstacle": opened.obstacle} if isinstance(opened, TracedModel) else {}
         return verify_model(
-            _open(model, input_signature),
+            opened,
             default_registry(),
             record=_record(record),
             config=settings.config,
             outputs=output_names(outputs),
             target=settings.profile,
+            **exempt,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -11,6 +11,7 @@ from sparsekit.artefact.deployed import DeployedLayer
 from sparsekit.artefact.model import Model
 from sparsekit.config import PruneConfig
 from sparsekit.deployed_plan import plan_deployed
+from sparsekit.graph.trace import Read
 from sparsekit.pattern import GroupCheck, Pattern, check
 from sparsekit.planning import LayerDecision, Planning, make_plan
 from sparsekit.plugins import Registry
@@ -131,6 +132,7 @@ def verify_model(
     config: PruneConfig | None = None,
     outputs: tuple[str, ...] | None = None,
     target: TargetProfile | None = None,
+    stored_obstacle: Callable[[Read], str] = lambda read: "",
 ) -> Verification:
     """Check the weights of a model at rest.
 
@@ -141,12 +143,14 @@ def verify_model(
         config: None for 2:4 everywhere.
         outputs: look only at what lies behind these operations.
         target: judges the layers; it does not change whether they are sparse.
+        stored_obstacle: why no pattern is expected of a weight, "" if it is.
 
     Raises:
         RecordError: the record names a layer that the graph does not have, or another shape.
         ModelError: a stored weight is damaged.
     """
-    planning = make_plan(model.view, config or PruneConfig(), outputs or model.outputs, registry, target)
+    config = config or PruneConfig()
+    planning = make_plan(model.view, config, outputs or model.outputs, registry, target, stored_obstacle)
     expected = _recorded(planning, record) if record else _planned(planning)
     names = {decision.name for decision, _ in expected}
     return Verification(

@@ -16,12 +16,12 @@ from sparsekit.config import PruneConfig
 from sparsekit.errors import ConfigError, GraphError
 from sparsekit.planning import Plan, Planning
 from sparsekit.plugins import Registry
-from sparsekit.training.distribution import Distribution
-from sparsekit.training.optimizers import WrappedOptimizer, chosen_masking, inner
+from sparsekit.training.distribution import Distribution, identity
+from sparsekit.training.optimizers import WrappedOptimizer, chosen_masking, inner, is_optimizer, optimizers_of
 from sparsekit.training.reading import Backward
 from sparsekit.training.schedule import Schedule
 from sparsekit.training.state import MaskState
-from sparsekit.training.tracing import TracedModel, name_of, retrace
+from sparsekit.training.tracing import TracedModel, is_keras, name_of, retrace
 from sparsekit.training.weights import MaskedWeight, check_weights, masked_weights
 
 _log = logging.getLogger("sparsekit")
@@ -48,9 +48,11 @@ class MaskedModel:
         Raises:
             ConfigError: the config asks for what cannot be done to this model.
             GraphError: it was pruned before, and not finalized.
+            ModelError: weights are not finite.
         """
         check_weights(traced, planning.layers, registry)
-        _require_free(getattr(model, "optimizer", None), "prune")
+        for optimizer in optimizers_of(model):
+            _require_free(optimizer, "prune")
         self.model = model
         self._config = config
         self._planned = planning.plan
@@ -97,23 +99,28 @@ class MaskedModel:
         return 1.0 - kept / sum(sizes) if sizes else 0.0
 
     def install(self, trained: Any = None) -> None:
-        """Wrap the optimizer that the model is compiled with, if it is; the callback does this, too.
+        """Wrap the optimizers that the model holds: that which it is compiled with, those of a train step of its own.
+
+        The callback does this, too.
 
         Args:
             trained: the model whose ``fit`` trains the pruned one, which is a part of it; None: the pruned one itself.
 
         Raises:
-            ConfigError: the optimizer is wrapped for another result.
-            GraphError: the result is finalized.
+            ConfigError: an optimizer is wrapped for another result.
+            GraphError: the result is finalized, or another model is trained, a copy of the pruned one, say.
         """
         self._require_open()
         trained = self.model if trained is None else trained
+        self._require_part_of(trained)
         is_new = trained is not self.model and all(trained is not known for known in self._outer)
-        optimizer = getattr(trained, "optimizer", None)
-        if hasattr(optimizer, "apply") and id(inner(optimizer)) not in self._wrapped:
-            self._wrap(optimizer, trained)
-        elif not is_new:
+        new = [optimizer for optimizer in optimizers_of(trained) if id(inner(optimizer)) not in self._wrapped]
+        if not (new or is_new):
             return
+        for optimizer in new:
+            _require_free(optimizer, "wrap")
+        for optimizer in new:
+            self._wrap(optimizer, trained)
         if is_new:
             self._outer.append(trained)
         # Functions that were traced before know nothing of it.
@@ -141,7 +148,7 @@ class MaskedModel:
         return optimizer
 
     def _wrap(self, optimizer: Any, trained: Any) -> None:
-        if not hasattr(optimizer, "apply") or not hasattr(optimizer, "_trainable_variables"):
+        if not is_optimizer(optimizer):
             raise ConfigError(
                 f"got {type(optimizer).__name__}",
                 where="wrap",
@@ -182,9 +189,11 @@ class MaskedModel:
     def enforce(self) -> None:
         """Write zeros where masks drop and something else than training wrote the weights; `settle` does this, too.
 
-        Neither can be called inside of a ``tf.function``.
+        It logs a warning for every layer whose dropped weights were not zero any more. Neither can be called inside of
+        a ``tf.function``.
         """
-        self._distribution.once(self._enforce)
+        for weight in self.weights:
+            self._tell(weight, self._distribution.once(weight.enforce))
 
     def finalize(self) -> Any:
         """Leave plain zeros in plain variables, and optimizers as they were; a second call changes nothing.
@@ -196,15 +205,7 @@ class MaskedModel:
             return self.model
         self._finalized = True
         for weight in self.weights:
-            moved = self._distribution.once(weight.release)
-            if moved:
-                _log.warning(
-                    "%s: %d dropped weights were not zero any more and are again: what wrote them (averages of "
-                    "weights, an optimizer that was not wrapped, a fit without the callback) knew no masks, or "
-                    "older ones (workers that do not wait for each other).",
-                    weight.name,
-                    moved,
-                )
+            self._tell(weight, self._distribution.once(weight.release))
         for wrapped in self._wrapped.values():
             wrapped.remove()
         self._state.detach()
@@ -248,14 +249,21 @@ class MaskedModel:
                 weight.forget()
             if int(self._steps.numpy()) >= self._config.start_step:
                 self._choose_first()
-        self._enforce()
+        for weight in self.weights:
+            weight.enforce()
         for wrapped in self._wrapped.values():
             if wrapped.choice.masking == "in-place":
                 wrapped.clear_momenta()
 
-    def _enforce(self) -> None:
-        for weight in self.weights:
-            weight.enforce()
+    def _tell(self, weight: MaskedWeight, moved: int) -> None:
+        if moved:
+            _log.warning(
+                "%s: %d dropped weights were not zero any more and are again: what wrote them (averages of weights, an "
+                "optimizer that was not wrapped, a fit without the callback) knew no masks, or older ones (workers "
+                "that do not wait for each other).",
+                weight.name,
+                moved,
+            )
 
     def _after(self, project: bool) -> None:
         """What follows a step, in its graph."""
@@ -291,6 +299,19 @@ class MaskedModel:
     def _choose_first(self) -> None:
         for weight in self.weights:
             weight.choose(count=False)
+
+    def _require_part_of(self, trained: Any) -> None:
+        # Keras does not know the variables that a tf.Module holds in one of its models.
+        if trained is self.model or not is_keras(self.model) or not self.weights:
+            return
+        held = {identity(variable) for variable in trained.variables}
+        if not any(identity(weight.variable) in held for weight in self.weights):
+            raise GraphError(
+                f"holds none of the weights that {name_of(self.model)} has masks for",
+                where=name_of(trained),
+                expected="the model that was pruned, or one that it is a part of",
+                hint="A copy, or what was loaded from a file, is a model of its own: prune that, too.",
+            )
 
     def _require_open(self) -> None:
         if self._finalized:

@@ -10,6 +10,7 @@ import attrs
 
 from sparsekit.config import Masking, PruneConfig
 from sparsekit.training.distribution import identity
+from sparsekit.training.tracing import is_keras
 from sparsekit.training.weights import MaskedWeight
 
 # Each weight's update depends on its own gradient, state and value alone, and a weight of zero without a gradient
@@ -60,7 +61,21 @@ def chosen_masking(config: PruneConfig, model: Any, optimizer: Any) -> Choice:
 
 def is_elementwise(optimizer: Any) -> bool:
     """Whether zeros stay where the gradient has zeros, and all else is as if they were not there."""
-    return type(inner(optimizer)).__name__ in _ELEMENTWISE and not _overwrites(inner(optimizer))
+    kind = type(inner(optimizer))
+    # Another class of that name, the user's own, may do anything.
+    is_known = kind.__name__ in _ELEMENTWISE and kind.__module__.partition(".")[0] == "keras"
+    return is_known and not _overwrites(inner(optimizer))
+
+
+def optimizers_of(model: Any) -> list[Any]:
+    """The optimizers that a model holds: the one it is compiled with, and those that a train step of its own uses."""
+    held = [getattr(model, "optimizer", None), *getattr(model, "__dict__", {}).values()]
+    return list({id(inner(each)): each for each in held if is_optimizer(each)}.values())
+
+
+def is_optimizer(found: Any) -> bool:
+    """Whether it is an optimizer of Keras 3."""
+    return hasattr(found, "apply") and hasattr(found, "_trainable_variables") and not is_keras(found)
 
 
 def inner(optimizer: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import os
@@ -53,7 +54,8 @@ def trace(model: Any, input_signature: Sequence[Any] | None = None) -> TracedMod
     arguments = list(input_signature) if input_signature is not None else _known_signature(model)
     call = model.python_function if hasattr(model, "python_function") else model
     try:
-        concrete = tf.function(lambda *inputs: call(*inputs)).get_concrete_function(*arguments)
+        with _portable(model):
+            concrete = tf.function(lambda *inputs: call(*inputs)).get_concrete_function(*arguments)
     except Exception as error:  # the user's own code runs here
         raise GraphError(
             f"cannot be called on {_shown(arguments)} ({type(error).__name__}: {_cause(error)})",
@@ -63,6 +65,24 @@ def trace(model: Any, input_signature: Sequence[Any] | None = None) -> TracedMod
     names = KerasNames.of(model) if is_keras(model) else KerasNames()
     _warn_of_unread(model, concrete.graph, names.variables)
     return TracedModel(name_of(model), concrete, names)
+
+
+@contextlib.contextmanager
+def _portable(model: Any) -> Iterator[None]:
+    """While this lasts, recurrent layers of Keras compute as they do on every device.
+
+    Where there is a GPU they would hand all their weights, packed into one, to a single op. It is the same computation,
+    and reads the same variables.
+    """
+    layers = model._flatten_layers() if is_keras(model) else []
+    before = {layer: layer.use_cudnn for layer in layers if getattr(layer, "use_cudnn", False)}
+    try:
+        for layer in before:
+            layer.use_cudnn = False
+        yield
+    finally:
+        for layer, value in before.items():
+            layer.use_cudnn = value
 
 
 def _warn_of_unread(model: Any, graph: Any, paths: Mapping[int, str]) -> None:

@@ -11,6 +11,7 @@ import tensorflow as tf
 from sparsekit.criterion import Criterion
 from sparsekit.errors import ConfigError, GraphError
 from sparsekit.masking import keep_tensor
+from sparsekit.one_shot import refuse_non_finite
 from sparsekit.planning import LayerDecision, PlannedLayer
 from sparsekit.plugins import Registry
 from sparsekit.training.distribution import Distribution
@@ -103,14 +104,20 @@ class MaskedWeight:
         """Dropped values that are kept apart do not belong to the variable's values any more."""
         self._on_copies(self._clear_shadow)
 
-    def enforce(self) -> None:
+    def enforce(self) -> int:
         """Where zeros live in the variable, write them where the mask drops: +0.0, whatever was there.
 
         Weights from elsewhere that follow the pattern by themselves bring their mask with them.
+
+        Returns:
+            How many dropped weights were not zero although nothing should have moved them.
         """
-        if self._reading is None:
-            self._on_copies(self._follow)
-            self._on_copies(self._write_zeros)
+        if self._reading is not None:
+            return 0
+        self._on_copies(self._follow)
+        moved = int(self._moved(self.mask.read_value() != 0))
+        self._on_copies(self._write_zeros)
+        return moved
 
     def release(self) -> int:
         """Leave a plain variable with plain zeros behind.
@@ -118,11 +125,9 @@ class MaskedWeight:
         Returns:
             How many dropped weights were not zero although nothing should have moved them.
         """
-        if self._reading is None:
-            self._on_copies(self._follow)
-        moved = 0 if self._reading else int(self._moved(self.mask.read_value() != 0))
-        self._on_copies(self._write_zeros)
+        moved = self.enforce()
         if self._reading is not None:
+            self._on_copies(self._write_zeros)
             self._reading.remove()
         if hasattr(self.variable, _OWNER):
             delattr(self.variable, _OWNER)
@@ -148,8 +153,8 @@ class MaskedWeight:
         return without_dropped(self._value(), self.mask.read_value())
 
     def density(self) -> tf.Tensor:
-        """The share of weights that are not zero, float64."""
-        weight = self.kept()
+        """The share of weights that are not zero, float64; of those that the model computes with."""
+        weight = self._value() if self._reading is None else self.kept()
         return tf.math.count_nonzero(weight) / tf.size(weight, tf.int64)
 
     def retained(self) -> tf.Tensor:
@@ -201,9 +206,12 @@ def check_weights(traced: TracedModel, layers: Sequence[PlannedLayer], registry:
     Raises:
         ConfigError: a criterion cannot choose masks while a model trains.
         GraphError: a variable has a mask already.
+        ModelError: it holds values that are not finite.
     """
     for layer in layers:
         _check(layer.decision, _variable(traced, layer), registry)
+        for _, values in traced.values(layer.source.read):
+            refuse_non_finite(values, layer.decision.name, layer.decision.weight)
 
 
 def masked_weights(

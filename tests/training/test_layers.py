@@ -129,6 +129,30 @@ def test_every_layer_is_pruned_or_explained(
     assert sparsekit.verify(model).ok == bool(pruned)
 
 
+@pytest.mark.parametrize("layer", [L.LSTM, L.GRU, lambda size: L.Bidirectional(L.LSTM(size))])
+def test_recurrent_layers_are_found_where_there_is_a_gpu(
+    layer: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _sequential((5, 8), layer(8))
+    expected = sparsekit.plan(model).pruned
+    assert expected
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind=None: ["a GPU"])
+    assert sparsekit.plan(model).pruned == expected
+    assert all(each.use_cudnn == "auto" for each in model._flatten_layers() if hasattr(each, "use_cudnn"))
+
+
+def test_a_constant_matrix_is_no_weight_of_a_model_that_trains() -> None:
+    x = keras.Input((8,))
+    matrix = tf.constant(np.random.default_rng(2).standard_normal((16, 8)), tf.float32)
+    model = keras.Model(x, keras.ops.matmul(L.Dense(16)(x), matrix))
+    result = sparsekit.prune(model)
+    assert [decision.reason for decision in result.plan.skipped] == ["weight-not-stored"]
+    result.finalize()
+    verification = sparsekit.verify(model)
+    assert verification.ok
+    assert [decision.reason for decision in verification.skipped] == ["weight-not-stored"]
+
+
 @pytest.mark.parametrize("masking", ["in-place", "forward"])
 @pytest.mark.parametrize("layer", ["LSTM", "GRU", "MultiHeadAttention", "Conv2D in groups", "SeparableConv2D"])
 def test_layers_that_read_their_weights_in_functions_train_sparse(layer: str, masking: str) -> None:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras_nets import SPECS, X, Y, ZerosStay, compiled, kernels, masks_of, net, pruned_net, train
 
 import sparsekit
-from sparsekit.errors import ConfigError, GraphError
+from sparsekit.errors import ConfigError, GraphError, ModelError
 
 optimizers = keras.optimizers
 L = keras.layers
@@ -200,6 +200,56 @@ def test_several_optimizers_of_one_model_move_no_dropped_weight(caplog: pytest.L
     assert not caplog.text
 
 
+class OwnStep(keras.Model):
+    """A body and a head, each with an optimizer of its own, as adversarial networks have them."""
+
+    def __init__(self, held: Any) -> None:
+        super().__init__()
+        self.body = keras.Sequential([keras.Input((8,)), L.Dense(16, "relu")])
+        self.head = keras.Sequential([keras.Input((16,)), L.Dense(3)])
+        self.held = held
+
+    def call(self, x: Any) -> Any:
+        return self.head(self.body(x))
+
+    def train_step(self, data: Any) -> Any:
+        x, y = data
+        with tf.GradientTape(persistent=True) as tape:
+            loss = keras.ops.mean(keras.losses.sparse_categorical_crossentropy(y, self(x), from_logits=True))
+        steppers = [self.first, self.second] if self.held is None else self.held()
+        for optimizer, part in zip(steppers, (self.body, self.head), strict=True):
+            optimizer.apply(tape.gradient(loss, part.trainable_variables), part.trainable_variables)
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_optimizers_that_only_a_train_step_uses_keep_the_masks(when: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = OwnStep(None)
+    model.build((None, 8))
+    result = sparsekit.prune(model, {"update_freq": 3}) if when == "before" else None
+    model.compile()
+    model.first, model.second = optimizers.SGD(0.3, 0.9), optimizers.Adam(0.03)
+    result = result or sparsekit.prune(model, {"update_freq": 3})
+    train(model, result.callback, ZerosStay(result), epochs=2)
+    result.finalize()
+    assert not caplog.text
+    assert sparsekit.verify(model).ok
+    assert not [each for each in (model.optimizer, model.first, model.second) if "apply" in vars(each)]
+
+
+def test_an_optimizer_that_nobody_knows_of_is_seen_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    unknown = [optimizers.SGD(0.1), optimizers.SGD(0.1)]
+    model = OwnStep(lambda: unknown)
+    model.build((None, 8))
+    model.compile()
+    result = sparsekit.prune(model)
+    with caplog.at_level(logging.WARNING):
+        history = train(model, result.callback, epochs=2)
+    assert history["sparsity"][-1] < 0.1
+    assert "dropped weights were not zero any more" in caplog.text
+    assert result.sparsity == 0.5
+
+
 class Losses(keras.callbacks.Callback):
     """Pretends that the second epoch was the best, and keeps its weights."""
 
@@ -286,6 +336,24 @@ def test_a_model_is_pruned_once_at_a_time() -> None:
         sparsekit.prune(part)
     assert all(np.array_equal(a, b) for a, b in zip(kernels(model), before, strict=True))
     train(model, result.callback, ZerosStay(result), epochs=1)
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    model = net()
+    kernel = model.layers[1].kernel
+    kernel.assign(np.where(np.arange(12) == 3, np.nan, kernel.numpy()))
+    before = [weight.numpy() for weight in model.weights]
+    with pytest.raises(ModelError, match=rf"{model.name}/dense_1/MatMul: 16 of 192 values .* are NaN or infinite"):
+        sparsekit.prune(model)
+    for weight, expected in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), expected)
+
+
+def test_the_callback_is_not_for_a_copy_of_the_model() -> None:
+    model, result = pruned_net(optimizers.SGD(0.1), {})
+    copy = compiled(keras.models.clone_model(model))
+    with pytest.raises(GraphError, match=r"holds none of the weights that the model .* has masks for"):
+        train(copy, result.callback, epochs=1)
 
 
 def test_what_is_finalized_keeps_no_masks_and_says_so() -> None:

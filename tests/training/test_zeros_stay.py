@@ -180,6 +180,18 @@ def test_the_plan_says_what_was_chosen_and_it_holds(optimizer: Optimizer, option
     assert plan.masking in str(plan)
 
 
+def test_an_optimizer_of_the_users_own_is_not_known_by_its_name() -> None:
+    class Adam(optimizers.Adam):
+        """Centers its gradients, as papers do."""
+
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+            super().update_step(gradient - keras.ops.mean(gradient), variable, learning_rate)
+
+    model, result = pruned_net(Adam(0.01), {})
+    assert "project (Adam is not known" in result.plan.masking
+    train(model, result.callback, ZerosStay(result), epochs=1)
+
+
 def test_before_there_is_an_optimizer_the_plan_says_what_step_does() -> None:
     assert "Masking: project (after every step of any optimizer)" in str(sparsekit.plan(net()))
     assert "Masking: forward (as configured)" in str(sparsekit.plan(net(), {"masking": "forward"}))
