@@ -17,7 +17,7 @@ from sparsekit.graph.trace import Read, Tracer, Untraceable, WeightSource, hands
 from sparsekit.handler import OpHandler, WeightSite
 from sparsekit.pattern import Pattern
 from sparsekit.plugins import Registry
-from sparsekit.table import text_table
+from sparsekit.table import first_of, text_table
 from sparsekit.target import TargetProfile, TargetVerdict
 
 TINY = 1024
@@ -128,10 +128,9 @@ class Plan:
         """What the config could leave dense, in two sentences; "" if there is nothing."""
         if not self.worth_leaving_dense:
             return ""
-        names, more = self.worth_leaving_dense[:8], len(self.worth_leaving_dense) - 8
         return (
             f"Worth leaving dense where nothing is retrained (tiny layers and output layers decide accuracy): "
-            f"{', '.join(names)}{f' and {more} more' if more > 0 else ''}. "
+            f"{first_of(self.worth_leaving_dense, 8)}. "
             f"The config keys min_weights = {TINY} and skip_outputs = true do that; with calibration "
             "samples, keep_dense does it within a budget."
         )
