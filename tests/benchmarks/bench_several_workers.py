@@ -12,14 +12,12 @@ import argparse
 import json
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
-from instances import Instances
+from instances import Instances, Variant, in_turns, one_thread
 
 ROUNDS, STEPS = 5, 6
 WIDTH, BATCH = 1024, 64
@@ -80,24 +78,14 @@ def measure() -> dict[str, float]:
     """Seconds of CPU a step, of this worker."""
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    one_thread()
     workers = len(json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"])
     # One worker is trained as most are: without a strategy.
     strategy = tf.distribute.get_strategy() if workers == 1 else tf.distribute.MultiWorkerMirroredStrategy()
-    variants = {"dense": steps_of(strategy, False), "masked": steps_of(strategy, True)}
-    for run in variants.values():
-        run(3)
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(ROUNDS):
-        for name, run in variants.items():
-            start = time.process_time()
-            run(STEPS)
-            seconds[name].append((time.process_time() - start) / STEPS)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return in_turns({"dense": steps_of(strategy, False), "masked": steps_of(strategy, True)}, ROUNDS, STEPS)
 
 
-def steps_of(strategy: Any, masked: bool) -> Callable[[int], None]:
+def steps_of(strategy: Any, masked: bool) -> Variant:
     import keras
     import numpy as np
     import tensorflow as tf
@@ -122,10 +110,12 @@ def steps_of(strategy: Any, masked: bool) -> Callable[[int], None]:
 
         strategy.run(replica)
 
-    def run(steps: int) -> None:
+    def run(steps: int) -> float:
+        start = time.process_time()
         for _ in range(steps):
             step()
         model.layers[0].kernel.numpy()  # all is done when this can be read
+        return (time.process_time() - start) / steps
 
     return run
 
