@@ -18,7 +18,7 @@ from sparsekit.artefact.model import read_deployed
 from sparsekit.artefact.saved_model import MetaGraph, SavedModel
 from sparsekit.errors import ModelError
 from sparsekit.reading import source_of
-from sparsekit.table import text_table
+from sparsekit.table import first_of, text_table
 
 _T = TypeVar("_T")
 
@@ -91,7 +91,10 @@ class Difference:
         return f"Structure differs in {places}{f'; values changed: {values}' if values else ''}."
 
     def __str__(self) -> str:
-        structure = [(s.where, s.kind, s.name, s.status, _shown(s.details)) for s in self.structure]
+        structure = [
+            (s.where, s.kind, s.name, s.status, first_of(s.details, _DETAILS_SHOWN, "; ", "; and "))
+            for s in self.structure
+        ]
         values = [
             (
                 v.where,
@@ -140,11 +143,6 @@ def _remark(change: ValueChange) -> str:
     signs = f"{change.zero_signs:,} zeros changed their sign" if change.zero_signs else ""
     zeros = "only zeros were written" if change.only_zeros else ""
     return ", ".join(filter(None, (zeros, signs)))
-
-
-def _shown(details: tuple[str, ...]) -> str:
-    more = len(details) - _DETAILS_SHOWN
-    return "; ".join(details[:_DETAILS_SHOWN]) + (f"; and {more:,} more" if more > 0 else "")
 
 
 def compare(a: Any, b: Any) -> Difference:

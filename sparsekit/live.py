@@ -24,10 +24,13 @@ from sparsekit.plugins import Registry
 from sparsekit.projection import projected
 from sparsekit.record import Record
 from sparsekit.result import PruneResult
+from sparsekit.table import first_of
 from sparsekit.target import TargetProfile
 from sparsekit.writing import staged
 
 _log = logging.getLogger("sparsekit")
+
+_SHOWN = 3
 
 
 def require_live(graph: Any) -> None:
@@ -101,10 +104,10 @@ def check_editable(graph: tf.Graph, planning: Planning, registry: Registry) -> N
             where="graph",
             hint="Prune it before a session, Supervisor or MonitoredSession finalizes it.",
         )
-    masked = [d.name for d in planning.plan.decisions if d.reason == "already-masked"]
+    masked = [f"'{d.name}'" for d in planning.plan.decisions if d.reason == "already-masked"]
     if masked:
         raise GraphError(
-            f"was pruned before: {_some(masked)} already have masks",
+            f"was pruned before: {first_of(masked, _SHOWN)} already have masks",
             where="graph",
             hint="Prune every graph once, right after it was built or imported.",
         )
@@ -119,7 +122,7 @@ def check_editable(graph: tf.Graph, planning: Planning, registry: Registry) -> N
         )
     with_gradients = differentiated(view) if planning.layers else set()
     late = [
-        layer.decision.name
+        f"'{layer.decision.name}'"
         for layer in planning.layers
         if with_gradients.intersection(
             # The gradient of a loop or cond as a whole is that of the op that calls its body.
@@ -130,7 +133,7 @@ def check_editable(graph: tf.Graph, planning: Planning, registry: Registry) -> N
     ]
     if late:
         raise GraphError(
-            f"gradients were already built for {_some(late)}; they would go past the masks",
+            f"gradients were already built for {first_of(late, _SHOWN)}; they would go past the masks",
             where="graph",
             hint="Call prune after the forward graph is built and before optimizer.minimize or tf.gradients.",
         )
@@ -142,8 +145,3 @@ def check_editable(graph: tf.Graph, planning: Planning, registry: Registry) -> N
                 expected="one of " + ", ".join(name for name, entry in registry.criteria.items() if entry.value.live),
                 hint="With calibration samples and a session it can choose what training starts from.",
             )
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -11,6 +11,7 @@ import tensorflow as tf
 from sparsekit.config import Masking, PruneConfig
 from sparsekit.graph.node import LiveNode
 from sparsekit.planning import PlannedLayer, Planning
+from sparsekit.table import first_of
 from sparsekit.variable_reads import has_own_gradient, other_uses, python_variables, reads
 
 _SHOWN = 5
@@ -47,12 +48,7 @@ def _others(obstacles: dict[str, str]) -> str:
     for layer, reason in obstacles.items():
         if reason:
             by_reason[reason].append(layer)
-    return "".join(f"; forward for {_some(layers)}: {reason}" for reason, layers in by_reason.items())
-
-
-def _some(layers: list[str]) -> str:
-    more = len(layers) - _SHOWN
-    return ", ".join(layers[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return "".join(f"; forward for {first_of(layers, _SHOWN)}: {reason}" for reason, layers in by_reason.items())
 
 
 def _obstacle(layer: PlannedLayer, known: Collection[tf.Operation] | None) -> str:

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from typing import TypeAlias
 
 import attrs
 
@@ -17,7 +18,7 @@ from sparsekit.graph.trace import Read, Tracer, Untraceable, WeightSource, hands
 from sparsekit.handler import OpHandler, WeightSite
 from sparsekit.pattern import Pattern
 from sparsekit.plugins import Registry
-from sparsekit.table import text_table
+from sparsekit.table import first_of, text_table
 from sparsekit.target import TargetProfile, TargetVerdict
 
 TINY = 1024
@@ -128,10 +129,9 @@ class Plan:
         """What the config could leave dense, in two sentences; "" if there is nothing."""
         if not self.worth_leaving_dense:
             return ""
-        names, more = self.worth_leaving_dense[:8], len(self.worth_leaving_dense) - 8
         return (
             f"Worth leaving dense where nothing is retrained (tiny layers and output layers decide accuracy): "
-            f"{', '.join(names)}{f' and {more} more' if more > 0 else ''}. "
+            f"{first_of(self.worth_leaving_dense, 8)}. "
             f"The config keys min_weights = {TINY} and skip_outputs = true do that; with calibration "
             "samples, keep_dense does it within a budget."
         )
@@ -240,8 +240,8 @@ def make_plan(
         use = _examine(node, config, registry, tracer, skipped_heads, stored_obstacle)
         if not use.handler.only_explains or _has_variable(use):
             groups[use.site.source.key if use.site else node].append(use)
-    steps = _Steps()
-    decided = [_decide(_to_be_told(uses), forward, tracer, target, steps) for uses in groups.values()]
+    readings = _Readings(forward, tracer)
+    decided = [_decide(_to_be_told(uses), readings, target) for uses in groups.values()]
     return Planning(
         plan=Plan(
             tuple(decision for decision, _ in decided),
@@ -441,16 +441,45 @@ def too_short(shape: tuple[int, ...], axis: int, pattern: Pattern) -> tuple[str,
     )
 
 
-class _Steps:
-    """Counts the readers of weights that are looked at: in a hostile model all weights may share very many.
+# What holds a weight: (node, index of its output, None for all).
+_Output: TypeAlias = tuple[Node, int | None]
 
-    A network of 100,000 layers takes some per layer.
+
+@attrs.frozen(eq=False)
+class _Reading:
+    """What an op makes of a weight that it reads.
+
+    Attributes:
+        output: which output of the other op it reads.
+        data: its inputs that depend on data: it only hands the weight on where these hold it, too.
+        holds: what holds the weight then.
+    """
+
+    output: int
+    data: tuple[Node, ...]
+    holds: tuple[_Output, ...]
+
+
+class _Readings:
+    """What ops make of weights that they read; found once for all layers.
+
+    In a hostile model all weights may share very many readers, so those that are looked at are counted. A network of
+    100,000 layers takes some per layer.
     """
 
     _left = 2_000_000
 
-    def take(self, layer: Node) -> None:
-        """Count one more.
+    def __init__(self, forward: set[Node], tracer: Tracer) -> None:
+        self._forward = forward
+        self._tracer = tracer
+        self._known: dict[tuple[Node, int], _Reading | None] = {}
+
+    def of(self, read: tuple[Node, int], layer: Node) -> _Reading | None:
+        """That of one reader, None where it is not in the forward graph or has no result.
+
+        Args:
+            read: the reader and the index of its input.
+            layer: whose weight is read.
 
         Raises:
             ModelError: it is one too many.
@@ -459,18 +488,35 @@ class _Steps:
         if self._left < 0:
             found = "the ops that read its weight are read by too many others, and other layers' too"
             raise ModelError(found, where=layer.path, expected="layers with weights of their own")
+        if read not in self._known:
+            self._known[read] = self._found(*read)
+        return self._known[read]
+
+    def _found(self, reader: Node, index: int) -> _Reading | None:
+        if not isinstance(reader.view, FunctionView) and reader not in self._forward:
+            return None
+        output = reader.inputs[index].index
+        passed = [argument for body in reader.view.bodies(reader) for argument in body.arguments(index)]
+        if passed:
+            return _Reading(output, (), tuple((argument, None) for argument in passed))
+        if hands_on(reader.op) or reader.writes:
+            return _Reading(output, (), ((reader, None),))
+        return None if reader.output_rank == 0 else _Reading(output, self._data(reader), ((reader, None),))
+
+    def _data(self, reader: Node) -> tuple[Node, ...]:
+        """What depends on data among its inputs. A scalar (a fed learning rate) is no data for a layer."""
+        inputs = (edge.node for edge in reader.inputs)
+        return tuple(node for node in inputs if self._tracer.data_source(node) is not None and node.output_rank != 0)
 
 
-def _decide(
-    uses: list[_Use], forward: set[Node], tracer: Tracer, target: TargetProfile | None, steps: _Steps
-) -> tuple[LayerDecision, list[_Use]]:
+def _decide(uses: list[_Use], readings: _Readings, target: TargetProfile | None) -> tuple[LayerDecision, list[_Use]]:
     """One decision for all ops that use a weight."""
     first = uses[0]
     reason, message = first.reason, first.message
     if len(uses) > 1:
         reason, message = _shared_obstacle(uses)
     if not reason and first.site:
-        reason, message = _other_reader(uses, forward, tracer, steps)
+        reason, message = _other_reader(uses, readings)
     source = first.site.source if first.site else None
     decision = LayerDecision(
         name=first.node.path,
@@ -521,7 +567,7 @@ def _shared_obstacle(uses: list[_Use]) -> tuple[str, str]:
     return "", ""
 
 
-def _other_reader(uses: list[_Use], forward: set[Node], tracer: Tracer, steps: _Steps) -> tuple[str, str]:
+def _other_reader(uses: list[_Use], readings: _Readings) -> tuple[str, str]:
     """A reader in the forward graph that would be changed together with the layer but has no mask of its own.
 
     Scalars made of weights alone (a regularizer's loss), what has no result (a saver) and what writes a variable (a
@@ -529,49 +575,35 @@ def _other_reader(uses: list[_Use], forward: set[Node], tracer: Tracer, steps: _
     """
     leaves = [leaf for use in uses if use.site for leaf in use.site.source.leaves]
     settled = {use.node for use in uses}
-    # Outputs that hold the weight or something made of it alone: (node, index of the output, None for all).
-    pending: list[tuple[Node, int | None]] = [(leaf, None) for leaf in leaves]
+    # What holds the weight, or something made of it alone.
+    pending: list[_Output] = [(leaf, None) for leaf in leaves]
     seen = set(pending)
     weights = set(leaves)
 
-    def follow(*outputs: tuple[Node, int | None]) -> None:
-        pending.extend(output for output in outputs if output not in seen)
-        seen.update(outputs)
-        weights.update(node for node, _ in outputs)
+    def follow(outputs: Sequence[_Output]) -> None:
+        for output in outputs:
+            if output not in seen:
+                seen.add(output)
+                pending.append(output)
+                weights.add(output[0])
 
     while pending:
         node, output = pending.pop()
         if isinstance(node.view, FunctionView):
-            follow(*((node.view.call, i) for i in node.view.returned_as(node)))
-        for reader, index in node.view.readers(node):
-            steps.take(uses[0].node)
-            outside = not isinstance(reader.view, FunctionView)
-            if reader in settled or (outside and reader not in forward):
+            follow([(node.view.call, i) for i in node.view.returned_as(node)])
+        for read in node.view.readers(node):
+            reader, _ = read
+            reading = None if reader in settled else readings.of(read, uses[0].node)
+            if reading is None or (output is not None and reading.output != output):
                 continue
-            if output is not None and reader.inputs[index].index != output:
-                continue
-            passed = [argument for body in reader.view.bodies(reader) for argument in body.arguments(index)]
-            if passed:
-                follow(*((argument, None) for argument in passed))
-            elif hands_on(reader.op) or reader.writes:
-                follow((reader, None))
-            elif reader.output_rank == 0:
-                continue
-            elif not _meets_data(reader, weights, tracer):
-                follow((reader, None))
-            else:
+            if not weights.issuperset(reading.data):
                 return (
                     "shared-with-other-op",
                     f"{uses[0].node.path}: its weight '{leaves[0].path}' is also used by '{reader.path}' "
                     f"({reader.op}), which has no mask.",
                 )
+            follow(reading.holds)
     return "", ""
-
-
-def _meets_data(reader: Node, weights: set[Node], tracer: Tracer) -> bool:
-    """Whether weights meet data there. A scalar (a fed learning rate) is no data for a layer."""
-    others = (edge.node for edge in reader.inputs if edge.node not in weights)
-    return any(tracer.data_source(node) is not None and node.output_rank != 0 for node in others)
 
 
 def _how_pruned(uses: list[_Use]) -> str:

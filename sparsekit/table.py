@@ -1,4 +1,4 @@
-"""Results for people and for programs: plain tables, and JSON."""
+"""Results for people and for programs: plain tables, the first of many, and JSON."""
 
 from __future__ import annotations
 
@@ -34,6 +34,19 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int 
     Console(file=stream, width=width or 100_000, color_system=None, markup=False, emoji=False).print(table)
     lines = (line.rstrip() for line in stream.getvalue().splitlines())
     return "".join(f"{line}\n" for line in lines if line)
+
+
+def first_of(texts: Sequence[str], most: int, separator: str = ", ", last: str = " and ") -> str:
+    """The first so many, and how many there are beside them: ``"fc1, fc2 and 3 more"``.
+
+    Args:
+        texts: all of them.
+        most: how many are shown.
+        separator: between two of them.
+        last: before the number of the others.
+    """
+    more = len(texts) - most
+    return separator.join(texts[:most]) + (f"{last}{more:,} more" if more > 0 else "")
 
 
 def to_json(result: Any, **more: Any) -> str:

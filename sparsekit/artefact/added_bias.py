@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tensorflow.python.framework import op_def_registry
 
 from sparsekit.graph.node import GraphView, Node
+from sparsekit.graph.sums import BIAS_SUM, BROADCAST_SUM
 
 Array: TypeAlias = NDArray[Any]
 Location: TypeAlias = tuple[str, str]
@@ -68,7 +69,7 @@ class AddedBias:
 
     @property
     def _kind(self) -> str:
-        return "BiasAdd" if self.along_last else "AddV2"
+        return BIAS_SUM if self.along_last else BROADCAST_SUM
 
 
 def added_name(op: str) -> str:

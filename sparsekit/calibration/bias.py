@@ -8,10 +8,9 @@ from collections.abc import Collection
 import attrs
 
 from sparsekit.graph.node import Edge, FunctionView, Node
+from sparsekit.graph.sums import BATCH_NORMS, SUMS, channel_axis
 from sparsekit.graph.trace import Read, Tracer, hands_on
 
-_SUMS = ("BiasAdd", "Add", "AddV2")
-_BATCH_NORMS = ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3")
 _LAYOUTS = ("Reshape", "ExpandDims", "Squeeze", "Cast")
 # Conv1D squeezes its outputs before the bias, a dense layer of more than two dimensions reshapes them.
 _HANDS_ON = ("Identity", "Reshape", "Squeeze", "ExpandDims", "EnsureShape")
@@ -61,9 +60,7 @@ class BiasSite(StoredVector):
     @property
     def channel_axis(self) -> int | None:
         """The axis of the outputs that it runs along, None where that is numpy's broadcasting."""
-        if self.adder.op not in (*_BATCH_NORMS, "BiasAdd"):
-            return None
-        return _channel_axis(self.adder)
+        return channel_axis(self.adder)
 
 
 @attrs.frozen(eq=False)
@@ -83,23 +80,19 @@ class Normalization:
 
     def along(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape in which statistics are broadcast to the data, from the shape in which they are read."""
-        if self.node.op not in _BATCH_NORMS or _channel_axis(self.node) == -1:
+        if self.node.op not in BATCH_NORMS or channel_axis(self.node) == -1:
             return shape
         return (*shape, *[1] * (len(str(self.node.attr("data_format"))) - 2))
 
 
-def _channel_axis(node: Node) -> int:
-    return 1 if str(node.attr("data_format", "NHWC")).startswith("NC") else -1
-
-
 def normalization(node: Node, tracer: Tracer) -> Normalization | None:
     """The batch normalization whose last op the node is, None where it is none, or makes statistics itself."""
-    if node.op in _BATCH_NORMS:
+    if node.op in BATCH_NORMS:
         if node.attr("is_training", True) or len(node.inputs) <= _VARIANCE:
             return None
         mean, variance = (_stored(node, node.inputs[index], tracer) for index in (_MEAN, _VARIANCE))
         return Normalization(node, node.inputs[_DATA], mean, variance) if mean and variance else None
-    if node.op not in _SUMS or len(node.inputs) != 2:
+    if node.op not in SUMS or len(node.inputs) != 2:
         return None
     for scaled, offset in (node.inputs, node.inputs[::-1]):
         found = _written_out(node, scaled.node, offset.node, tracer)
@@ -116,7 +109,7 @@ def _written_out(node: Node, scaled: Node, offset: Node, tracer: Tracer) -> Norm
     shared = {edge.node for edge in scaled.inputs} & {edge.node for edge in product.inputs}
     for scale in shared:
         root = next((n for n in (scale, *(edge.node for edge in scale.inputs)) if n.op == "Rsqrt"), None)
-        if root is None or (root is not scale and scale.op != "Mul") or root.inputs[0].node.op not in _SUMS:
+        if root is None or (root is not scale and scale.op != "Mul") or root.inputs[0].node.op not in SUMS:
             continue
         widened = root.inputs[0].node
         # Others that read what is between would see other statistics.
@@ -147,10 +140,10 @@ def bias_of(node: Node, tracer: Tracer) -> BiasSite | None:
             return None
         reader, index = readers[0]
         others = [edge for i, edge in enumerate(reader.inputs) if i != index]
-        if reader.op in _BATCH_NORMS:
+        if reader.op in BATCH_NORMS:
             unchanging = index == 0 and not reader.attr("is_training", True)
             return _site(reader, index, reader.inputs[_MEAN], -1, factors, tracer) if unchanging else None
-        if reader.op in _SUMS:
+        if reader.op in SUMS:
             written_out = normalization(reader, tracer)
             if written_out is not None and factors:
                 return _bias(written_out.mean, factors[-1][1], -1, factors[:-1])

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparsekit.reconstruction import LayerProblem, Solution, Statistics, refit
-from sparsekit.reconstruction.damping import Scorer, goal_of, ridge, some_columns
+from sparsekit.reconstruction.damping import Scorer, goal_of, some_columns, with_ridge
 
 Array: TypeAlias = npt.NDArray[Any]
 # A mask, the weights that were fitted to it, and whether they were: then a bias takes the shift of the mean.
@@ -74,8 +74,7 @@ def refitted_anew(problem: LayerProblem, solution: Solution) -> HeldBack | None:
         if not solution.damping:
             return mask, weight, False
         gram = half.gram()
-        system = gram.copy()
-        np.fill_diagonal(system, np.diagonal(gram) + ridge(gram, 2 * solution.damping))
+        system = with_ridge(gram, 2 * solution.damping)
         goal = goal_of(half.weight, gram, system, half.cross_gram())
         working = system.astype(problem.float_type, copy=False)
         found = refit(goal, mask, working, exact=False, iterations=_ITERATIONS, tolerance=_TOLERANCE)

@@ -19,6 +19,7 @@ from sparsekit.errors import GraphError
 from sparsekit.graph.forward import forward_nodes, reached
 from sparsekit.graph.node import LiveGraph
 from sparsekit.graph.trace import Read
+from sparsekit.table import first_of
 
 DATA_OPS = (
     "Placeholder",
@@ -159,10 +160,9 @@ class LiveModel(Model):
 
 
 def _uninitialized(names: Sequence[str]) -> GraphError:
-    shown = ", ".join(f"'{name}'" for name in names[:5])
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    shown = first_of([f"'{name}'" for name in names], 5)
     return GraphError(
-        f"{shown}{more} {'has' if len(names) == 1 else 'have'} no value yet",
+        f"{shown} {'has' if len(names) == 1 else 'have'} no value yet",
         where="session",
         expected="a session in which the variables were restored or initialized",
         hint="Restore the dense checkpoint in it first.",

@@ -10,8 +10,9 @@ from tensorflow.python.framework import op_def_registry
 
 from sparsekit.artefact.added_bias import added_name
 from sparsekit.graph.order import input_node
+from sparsekit.graph.sums import BROADCAST_SUM
 
-_SUM, _ZERO, _FED = "AddV2", "Const", "PlaceholderWithDefault"
+_ZERO, _FED = "Const", "PlaceholderWithDefault"
 
 
 def fed_name(op: str) -> str:
@@ -50,7 +51,7 @@ def with_slots(graph_def: Any, names: Collection[str]) -> set[str]:
         fed = graph_def.node.add(name=f"{total}/fed", op=_FED, input=[zero.name])
         fed.attr["dtype"].type = dtype
         fed.attr["shape"].shape.unknown_rank = True
-        summed = graph_def.node.add(name=total, op=_SUM, input=[name, fed.name])
+        summed = graph_def.node.add(name=total, op=BROADCAST_SUM, input=[name, fed.name])
         summed.attr["T"].type = dtype
     return set(slots)
 

@@ -15,7 +15,7 @@ from sparsekit.config import PruneConfig
 from sparsekit.criterion import Criterion
 from sparsekit.pattern import Pattern
 from sparsekit.reconstruction import LayerProblem, Solution, Statistics, assess, mean_shift, output_moments, scale_shift
-from sparsekit.reconstruction.damping import Scorer, goal_of, ridge
+from sparsekit.reconstruction.damping import Scorer, goal_of, with_ridge
 from sparsekit.result import LayerAccount
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -213,8 +213,7 @@ def _errors_beside_the_best(problem: LayerProblem, solution: Solution) -> tuple[
     error, best = Scorer.of(problem, problem.statistics), 0.0
     if problem.target == "dense":
         gram = problem.gram()
-        system = gram + np.diag(ridge(gram, _LITTLE))
-        best = error(goal_of(problem.weight, gram, system, problem.cross_gram()))
+        best = error(goal_of(problem.weight, gram, with_ridge(gram, _LITTLE), problem.cross_gram()))
     plain, alone = (np.where(mask, problem.weight, 0) for mask in (problem.magnitude_mask(), solution.mask))
     after = error(solution.weight, shifted=solution.damping > 0)
     before, by_mask = (error(weight, shifted=False) for weight in (plain, alone))

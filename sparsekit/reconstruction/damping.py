@@ -66,7 +66,7 @@ def damp(gram: Array, damping: float) -> Damped:
     """
     damped = gram.copy()
     while True:
-        np.fill_diagonal(damped, np.diagonal(gram) + ridge(gram, damping))
+        with_ridge(gram, damping, damped)
         try:
             return Damped(damped, inverse_diagonal(damped), damping)
         except np.linalg.LinAlgError:
@@ -79,6 +79,19 @@ def ridge(gram: Array, damping: float) -> Array:
     """damping * (diag G + mean diag G) / 2, float64 [K]; ones where all inputs are zero and any ridge will do."""
     diagonal = np.diagonal(gram)
     return damping * (diagonal + diagonal.mean()) / 2 if diagonal.any() else np.ones(len(gram))
+
+
+def with_ridge(gram: Array, damping: float, into: Array | None = None) -> Array:
+    """G + diag(`ridge`), [K, K].
+
+    Args:
+        gram: G.
+        damping: see `ridge`.
+        into: a copy of G, of any float dtype and with any ridge, whose diagonal is written; None: a new one.
+    """
+    damped = gram.copy() if into is None else into
+    np.fill_diagonal(damped, np.diagonal(gram) + ridge(gram, damping))
+    return damped
 
 
 def goal_of(weight: Array, gram: Array, damped: Array, cross_gram: Array | None) -> Array:
@@ -142,7 +155,7 @@ def _held_out(problem: LayerProblem, scored: Statistics) -> Array:
     error = Scorer.of(problem, scored)
     errors = np.zeros(len(GRID) + 1)
     for index, damping in enumerate(GRID):
-        np.fill_diagonal(working, np.diagonal(gram) + ridge(gram, damping))
+        with_ridge(gram, damping, working)
         if cross is not None:
             goal = goal_of(problem.weight, gram, working.astype(np.float64, copy=False), cross)
         found = refit(goal, mask, working, exact=False, iterations=_ITERATIONS, tolerance=_TOLERANCE)

@@ -13,15 +13,16 @@ import attrs
 import tensorflow as tf
 
 from sparsekit.config import PruneConfig
-from sparsekit.errors import ConfigError, GraphError
+from sparsekit.errors import GraphError
 from sparsekit.planning import Plan, Planning
 from sparsekit.plugins import Registry
 from sparsekit.training.distribution import Distribution, identity
-from sparsekit.training.optimizers import WrappedOptimizer, chosen_masking, inner, is_optimizer, optimizers_of
+from sparsekit.training.optimizers import chosen_masking, optimizers_of
 from sparsekit.training.reading import Backward
 from sparsekit.training.schedule import Schedule
 from sparsekit.training.state import MaskState
 from sparsekit.training.tracing import TracedModel, is_keras, name_of, retrace
+from sparsekit.training.trainers import Trainers, require_free
 from sparsekit.training.weights import MaskedWeight, check_weights, masked_weights
 
 _log = logging.getLogger("sparsekit")
@@ -52,12 +53,10 @@ class MaskedModel:
         """
         check_weights(traced, planning.layers, registry)
         for optimizer in optimizers_of(model):
-            _require_free(optimizer, "prune")
+            require_free(optimizer, "prune")
         self.model = model
         self._config = config
         self._planned = planning.plan
-        # Those that hold the pruned one and are trained in its stead.
-        self._outer: list[Any] = []
         choice = chosen_masking(config, model, None)
         self._distribution = Distribution.of(name_of(model), traced.variables.values())
         backward = None
@@ -70,8 +69,7 @@ class MaskedModel:
         self._groups = _by_schedule(self.weights, config)
         with self._distribution.scope():
             self._steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="steps")
-        # An optimizer and the one that scales losses for it take the same steps.
-        self._wrapped: dict[int, WrappedOptimizer] = {}
+        self._trainers = Trainers(model, self.weights, config, self._distribution, self._stepped)
         self._finalized = False
         if config.start_step == 0:
             self._distribution.once(self._choose_first)
@@ -84,8 +82,7 @@ class MaskedModel:
     @property
     def plan(self) -> Plan:
         """Every layer with its decision, and how zeros are kept."""
-        choices = dict.fromkeys(str(wrapped.choice) for wrapped in self._wrapped.values())
-        return told(self._planned, " ".join(choices) or str(chosen_masking(self._config, None, None)))
+        return told(self._planned, self._trainers.choices)
 
     @property
     def state(self) -> Any:
@@ -113,18 +110,7 @@ class MaskedModel:
         self._require_open()
         trained = self.model if trained is None else trained
         self._require_part_of(trained)
-        is_new = trained is not self.model and all(trained is not known for known in self._outer)
-        new = [optimizer for optimizer in optimizers_of(trained) if id(inner(optimizer)) not in self._wrapped]
-        if not (new or is_new):
-            return
-        for optimizer in new:
-            _require_free(optimizer, "wrap")
-        for optimizer in new:
-            self._wrap(optimizer, trained)
-        if is_new:
-            self._outer.append(trained)
-        # Functions that were traced before know nothing of it.
-        retrace(trained)
+        self._trainers.install(trained)
 
     def wrap(self, optimizer: Any) -> Any:
         """Let an optimizer of Keras keep the zeros.
@@ -143,34 +129,13 @@ class MaskedModel:
             GraphError: the result is finalized.
         """
         self._require_open()
-        if id(inner(optimizer)) not in self._wrapped:
-            self._wrap(optimizer, self.model)
+        self._trainers.wrap(optimizer)
         return optimizer
-
-    def _wrap(self, optimizer: Any, trained: Any) -> None:
-        if not is_optimizer(optimizer):
-            raise ConfigError(
-                f"got {type(optimizer).__name__}",
-                where="wrap",
-                expected="an optimizer of Keras 3",
-                hint="With any other optimizer call .step() after every step.",
-            )
-        _require_free(optimizer, "wrap")
-        choice = chosen_masking(self._config, trained, optimizer)
-        if choice.masking == "in-place" and ";" in choice.why:
-            _log.warning("%s Dropped weights may move between steps; finalize() takes that out again.", choice)
-        # No functions without names: these may be traced by AutoGraph, which must find their source.
-        after_step = functools.partial(
-            self._distribution.once, functools.partial(self._after, choice.masking == "project")
-        )
-        wrapped = WrappedOptimizer(optimizer, self.weights, choice, after_step)
-        self._wrapped[id(inner(optimizer))] = wrapped
-        self._distribution.once(lambda: self._clear(wrapped))
 
     def step(self) -> None:
         """To be called after every step of an optimizer that is not wrapped, inside a ``tf.function`` or out of it."""
         self._require_open()
-        self._distribution.once(functools.partial(self._after, True))
+        self._stepped(True)
 
     def settle(self) -> None:
         """Make weights, masks and optimizers agree; the callback does this at the start of every epoch.
@@ -206,12 +171,8 @@ class MaskedModel:
         self._finalized = True
         for weight in self.weights:
             self._tell(weight, self._distribution.once(weight.release))
-        for wrapped in self._wrapped.values():
-            wrapped.remove()
         self._state.detach()
-        for trained in (self.model, *self._outer):
-            retrace(trained)
-        self._outer.clear()
+        self._trainers.release()
         return self.model
 
     @functools.cached_property
@@ -251,9 +212,7 @@ class MaskedModel:
                 self._choose_first()
         for weight in self.weights:
             weight.enforce()
-        for wrapped in self._wrapped.values():
-            if wrapped.choice.masking == "in-place":
-                wrapped.clear_momenta()
+        self._trainers.settle()
 
     def _tell(self, weight: MaskedWeight, moved: int) -> None:
         if moved:
@@ -265,10 +224,13 @@ class MaskedModel:
                 moved,
             )
 
+    def _stepped(self, project: bool) -> None:
+        # No functions without names: these may be traced by AutoGraph, which must find their source.
+        self._distribution.once(functools.partial(self._after, project))
+
     def _after(self, project: bool) -> None:
         """What follows a step, in its graph."""
-        # Of several optimizers, one that comes later may hold momentum of weights that another one's step dropped.
-        if project or len(self._wrapped) > 1:
+        if project or self._trainers.several:
             for weight in self.weights:
                 weight.project()
         if not any(schedule.needs_steps for schedule in self._groups):
@@ -287,14 +249,8 @@ class MaskedModel:
 
     def _choose_and_clear(self, weight: MaskedWeight, due: tf.Tensor) -> tuple[tf.Tensor]:
         weight.choose()
-        for wrapped in self._wrapped.values():
-            self._clear(wrapped, weight)
+        self._trainers.clear_momenta(weight)
         return (tf.zeros_like(due),)
-
-    def _clear(self, wrapped: WrappedOptimizer, weight: MaskedWeight | None = None) -> None:
-        # Straight through, momentum is what trains dropped weights.
-        if self._config.gradient == "masked":
-            wrapped.clear_momenta(weight)
 
     def _choose_first(self) -> None:
         for weight in self.weights:
@@ -341,16 +297,6 @@ class MaskedModel:
 def told(plan: Plan, masking: str) -> Plan:
     """The plan of a model that will be trained, with how zeros are kept: the advice for one shot is not for it."""
     return attrs.evolve(plan, masking=masking, worth_leaving_dense=())
-
-
-def _require_free(optimizer: Any, where: str) -> None:
-    if any("apply" in getattr(each, "__dict__", ()) for each in (optimizer, inner(optimizer))):
-        raise ConfigError(
-            f"the {type(optimizer).__name__} is wrapped already, for another model",
-            where=where,
-            expected="an optimizer for every model",
-            hint="Call .finalize() of the other result first; or prune the one model that holds all that it trains.",
-        )
 
 
 def _by_schedule(weights: Sequence[MaskedWeight], config: PruneConfig) -> dict[Schedule, list[MaskedWeight]]:

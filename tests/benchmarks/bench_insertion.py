@@ -5,10 +5,12 @@ Run: python tests/benchmarks/bench_insertion.py
 
 from __future__ import annotations
 
+import functools
 import gc
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import tensorflow as tf
@@ -30,15 +32,15 @@ def main() -> None:
     rows.append(("ResNet-50, 54 layers, s", f"{statistics.median(times):.3f}", "1.0 (try for 0.5)"))
     per_layer = {}
     for layers in (25, 100, 400):
-        times = [_time(lambda layers=layers: _chain(layers)) for _ in range(REPEATS)]
+        times = [_time(functools.partial(_chain, layers)) for _ in range(REPEATS)]
         per_layer[layers] = statistics.median(times) / layers
         rows.append((f"chain of {layers} layers, ms a layer", f"{1e3 * per_layer[layers]:.2f}", ""))
     rows.append(("a layer's cost, 400 against 25 layers", f"{per_layer[400] / per_layer[25]:.2f}x", "about 1x"))
     print(text_table((f"insertion, CPU time, median of {REPEATS}", "measured", "limit"), rows), end="")
 
 
-def _time(build: object) -> float:
-    graph = build()  # type: ignore[operator]
+def _time(build: Callable[[], tf.Graph]) -> float:
+    graph = build()
     gc.collect()  # the graphs built before, so that their end is not timed
     start = time.process_time()
     sparsekit.prune(graph, outputs=["logits"])

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import statistics
-import time
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import attrs
 import numpy as np
 import numpy.typing as npt
+from instances import in_turns, one_thread, timed
 from rich.console import Console
 from rich.table import Table
 
@@ -83,7 +82,7 @@ def measure(case: Case, tfmot: Callable[[Array, int], Any] | None) -> list[tuple
     }
     if tfmot is not None:
         contenders["tfmot"] = lambda: each(tfmot)
-    seconds = cpu_medians(contenders)
+    seconds = in_turns({name: timed(run) for name, run in contenders.items()}, REPETITIONS, 1)
 
     rows = [
         row("copyto's speed, bool buffer", seconds["copy"] / seconds["bool"], case.limit, "{:.1%}"),
@@ -107,19 +106,6 @@ def row(what: str, value: float, limit: float | None, form: str, *, most: bool =
         ("<= " if most else ">= ") + form.format(limit),
         "met" if met else "MISSED",
     )
-
-
-def cpu_medians(contenders: dict[str, Callable[[], None]]) -> dict[str, float]:
-    """Median CPU seconds of each, run in turn so that a slow spell of the machine hits all of them."""
-    for run in contenders.values():
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(REPETITIONS):
-        for name, run in contenders.items():
-            start = time.process_time()
-            run()
-            seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def peak_memory(weight: Array, axis: int) -> float:
@@ -155,8 +141,7 @@ def tfmot_mask() -> Callable[[Array, int], Any] | None:
         return None
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    one_thread()
 
     def mask(weight: Array, axis: int) -> Any:
         tensor = tf.constant(weight)

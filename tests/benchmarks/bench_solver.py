@@ -49,6 +49,8 @@ class Layer:
 
 def main() -> None:
     wanted = sys.argv[1:] or ["quality", "cost"]
+    if unknown := set(wanted) - {"quality", "cost", "cost4096"}:
+        sys.exit(f"no such part: {', '.join(sorted(unknown))}; there are quality, cost, cost4096")
     with threadpool_limits(1):
         if "quality" in wanted:
             quality()
@@ -124,7 +126,7 @@ def trained_layers() -> Iterator[Layer]:
         order = np.random.default_rng(seed).permutation(len(data))
         seen, fresh = np.split(order, [len(order) // 2])
         for hidden in NETWORKS:
-            network = MLPClassifier(hidden, max_iter=60, random_state=seed, early_stopping=False)
+            network = MLPClassifier(hidden, max_iter=60, random_state=seed)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 network.fit(data[seen], labels[seen])

@@ -1,4 +1,4 @@
-"""CPU time of training steps: several processes (instances), each with all variants in turns, on one thread."""
+"""CPU time of variants that take turns, such as ways to train a step; in one process or in several (instances)."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ from sparsekit.pattern import keep_mask
 Array = npt.NDArray[Any]
 
 
-def damped_by_mean(gram: Array, share: float = 0.01) -> Array:
-    """What the published code of all peers does: a share of the mean of the diagonal on top of it."""
-    return gram + share * np.diagonal(gram).mean() * np.eye(len(gram))
+def damped_by_mean(gram: Array) -> Array:
+    """What the published code of all peers does: 1 % of the mean of the diagonal on top of it."""
+    return gram + 0.01 * np.diagonal(gram).mean() * np.eye(len(gram))
 
 
 def alps(weight: Array, gram: Array) -> Array:
