@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tensorflow as tf
 from clusters import Cluster
+from keras_nets import net
 from logbook import read_logbook
+from tensorflow.python.distribute.sharded_variable import ShardedVariable
+
+import sparsekit
+from sparsekit.errors import GraphError
 
 SCRIPT = Path(__file__).with_name("run_coordinator.py")
 
@@ -48,3 +54,35 @@ def test_after_a_worker_and_the_chief_died_masks_are_the_same(config: dict[str, 
     else:
         # Two may take the same value out, so not always: see the README.
         assert any(not each for line in (saved, *others) for each in line["dropped"])
+
+
+def _in_two(create: Any, initial_value: Any, **options: Any) -> Any:
+    """What a variable_partitioner makes of a kernel."""
+    value = initial_value() if callable(initial_value) else initial_value
+    if len(value.shape) < 2:
+        return create(initial_value=value, **options)
+    options.pop("shape", None)
+    parts = tf.split(value, 2)
+    return ShardedVariable([create(initial_value=part, **options) for part in parts], name="kernel")
+
+
+@pytest.mark.parametrize("front_door", [sparsekit.prune, sparsekit.plan])
+def test_weights_in_parts_are_refused(front_door: Any) -> None:
+    with tf.variable_creator_scope(_in_two):
+        model = net()
+    with pytest.raises(GraphError, match=r"dense_0/kernel' is split .* Keras 3 does not train .* variable_partitioner"):
+        front_door(model)
+
+
+def test_of_a_module_weights_in_parts_are_skipped_with_a_reason() -> None:
+    class Halves(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = ShardedVariable([tf.Variable(tf.ones([4, 8]), name=name) for name in "ab"], name="kernel")
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 8])])
+        def __call__(self, x: Any) -> Any:
+            return x @ tf.convert_to_tensor(self.kernel)
+
+    (decision,) = sparsekit.plan(Halves()).decisions
+    assert "is one of several parts" in decision.message
