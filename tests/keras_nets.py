@@ -28,9 +28,9 @@ class MaskedByHand(keras.layers.Dense):
         return self.activation(inputs @ (tf.cast(self.kernel, self.compute_dtype) * mask) + self.bias)
 
 
-def net(layer: Any = keras.layers.Dense, **options: Any) -> Any:
-    """Three dense layers, the same weights every time."""
-    keras.utils.set_random_seed(1)
+def net(layer: Any = keras.layers.Dense, seed: int = 1, **options: Any) -> Any:
+    """Three dense layers, the same weights for the same seed."""
+    keras.utils.set_random_seed(seed)
     *hidden, last = SIZES
     layers = [layer(size, activation="relu", name=f"dense_{i}", **options) for i, size in enumerate(hidden)]
     return keras.Sequential([keras.Input((8,)), *layers, layer(last, name="head", **options)])

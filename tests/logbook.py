@@ -21,7 +21,9 @@ class Logbook:
     def write(self, step: int, result: Any) -> None:
         line = {
             "step": step,
+            "counted": int(result.state.steps.numpy()),
             "masks": [_digest(weight.mask) for weight in result.weights],
+            "shadows": [_digest(weight.shadow) for weight in result.weights if weight.shadow is not None],
             "weights": [_digest(weight.variable) for weight in result.weights],
             "dropped": [float(abs(w.variable.numpy() * (w.mask.numpy() == 0)).max()) for w in result.weights],
             "flips": [int(weight.flips.numpy()) for weight in result.weights],

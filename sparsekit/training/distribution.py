@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import attrs
 import tensorflow as tf
+from tensorflow.python.distribute.sharded_variable import ShardedVariable
 
 from sparsekit.config import PruneConfig
 from sparsekit.errors import ConfigError, GraphError
@@ -142,6 +143,23 @@ class Distribution:
         if self.asynchronous:
             return f"{_LOOP}\n\ncoordinator.schedule(step, args=(per_worker_iterator,)); coordinator.join()"
         return f"{_LOOP}\n\nfor batch in strategy.experimental_distribute_dataset(dataset):\n    step(batch)"
+
+
+def require_unsplit(where: str, variables: Iterable[Any]) -> None:
+    """Variables of Keras must each be one.
+
+    Raises:
+        GraphError: one is in several parts.
+    """
+    for variable in variables:
+        if isinstance(variable.value, ShardedVariable):
+            raise GraphError(
+                f"its weight '{variable.path}' is split over parameter servers, and Keras 3 does not train such "
+                "weights, with masks or without",
+                where=where,
+                expected="every weight on one server",
+                hint="Leave variable_partitioner of the strategy out.",
+            )
 
 
 def whole(variable: Any) -> Any:

@@ -22,7 +22,7 @@ from sparsekit.artefact.model import Change, Model
 from sparsekit.artefact.rewriting import Edits
 from sparsekit.errors import GraphError, ModelError
 from sparsekit.graph.trace import Read
-from sparsekit.training.distribution import identity, whole
+from sparsekit.training.distribution import identity, require_unsplit, whole
 from sparsekit.training.naming import KerasNames, layer_names, renamed
 
 _log = logging.getLogger("sparsekit")
@@ -46,11 +46,13 @@ def trace(model: Any, input_signature: Sequence[Any] | None = None) -> TracedMod
             takes it; None where the model knows: built Keras models, a ``tf.function`` with a signature.
 
     Raises:
-        GraphError: the model does not know what it is called with, or cannot be called with it.
+        GraphError: the model does not know what it is called with, or cannot be called with it; its weights are split.
     """
     if is_keras(model) and sys.modules["keras"].backend.backend() != "tensorflow":
         found = f"runs on Keras' backend {sys.modules['keras'].backend.backend()}"
         raise GraphError(found, where=name_of(model), expected="tensorflow", hint="Set KERAS_BACKEND=tensorflow.")
+    if is_keras(model):
+        require_unsplit(name_of(model), model.variables)
     arguments = list(input_signature) if input_signature is not None else _known_signature(model)
     call = model.python_function if hasattr(model, "python_function") else model
     try:

@@ -27,7 +27,8 @@ def main(folder: Path, config: str) -> None:
     if job == "ps":
         server.join()
     tf1.disable_eager_execution()
-    tf1.set_random_seed(1)
+    # Nothing may come from the weights that a graph is made with after a restart.
+    tf1.set_random_seed(2 if (folder / "checkpoints").exists() else 1)
     device = tf1.train.replica_device_setter(cluster=found["cluster"], worker_device=f"/job:worker/task:{index}")
     with tf1.device(device):
         step = tf1.train.get_or_create_global_step()

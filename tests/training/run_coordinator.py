@@ -5,7 +5,6 @@ python run_coordinator.py FOLDER CONFIG STEPS FATAL   # the chief dies when it h
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -14,11 +13,9 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras_nets import X, Y, net
+from keras_nets import X, Y
 from logbook import Logbook
-
-import sparsekit
-from sparsekit.errors import GraphError
+from own_loop import OwnLoop
 
 EVERY = 20
 """Steps between checkpoints, and between entries of the logbook."""
@@ -33,33 +30,18 @@ def serve(resolver: Any) -> None:
 def coordinate(resolver: Any, folder: Path, config: str, steps: int, fatal: int) -> None:
     strategy = tf.distribute.ParameterServerStrategy(resolver)
     coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
-    with strategy.scope():
-        model = net()
-        optimizer = keras.optimizers.Adam(0.01)
-        optimizer.build(model.trainable_variables)
-    result = sparsekit.prune(model, json.loads(config))
-    result.wrap(optimizer)
-    try:
-        result.callback  # noqa: B018
-    except GraphError as error:
-        print(error)
-    loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    latest = tf.train.latest_checkpoint(folder / "checkpoints")
+    loop = OwnLoop(strategy, lambda: keras.optimizers.Adam(0.01), config, restored=latest is not None)
+    assert_on_parameter_servers(loop.result)
+    optimizer, result = loop.optimizer, loop.result
 
     @tf.function
     def step(batches: Any) -> tf.Tensor:
-        def replica(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-            with tf.GradientTape() as tape:
-                loss = loss_of(y, model(x))
-            optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
-            return loss
+        return strategy.run(loop.replica, args=next(batches))
 
-        return strategy.run(replica, args=next(batches))
-
-    manager = tf.train.CheckpointManager(
-        tf.train.Checkpoint(model=model, optimizer=optimizer), str(folder / "checkpoints"), max_to_keep=2
-    )
-    if manager.latest_checkpoint:
-        manager.checkpoint.restore(manager.latest_checkpoint).assert_consumed()
+    manager = tf.train.CheckpointManager(loop.checkpoint, str(folder / "checkpoints"), max_to_keep=2)
+    if latest:
+        loop.checkpoint.restore(latest).assert_consumed()
     logbook = Logbook(folder / "chief.jsonl")
     logbook.write(int(optimizer.iterations.numpy()), result)
     batches = iter(
@@ -73,9 +55,15 @@ def coordinate(resolver: Any, folder: Path, config: str, steps: int, fatal: int)
         manager.save()
         logbook.write(int(optimizer.iterations.numpy()), result)
         print("loss", float(tf.reduce_mean([loss.fetch() for loss in losses])))
-    result.finalize()
-    assert sparsekit.verify(model).ok
+    loop.finish()
     print("verified")
+
+
+def assert_on_parameter_servers(result: Any) -> None:
+    """All that a step needs for a weight is where the weight is."""
+    for weight in result.weights:
+        assert {variable.device for variable in weight.state.values()} == {weight.variable.device}
+    assert "/job:ps/" in result.state.steps.device
 
 
 if __name__ == "__main__":

@@ -31,6 +31,20 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "adam": (lambda: optimizers.Adam(0.01), {"update_freq": 3, "start_step": 2}),
     "lamb": (lambda: optimizers.Lamb(0.01), {"update_freq": 4, "freeze_step": 13}),
 }
+# Replicas round and clip on their own: the weights are not those of one device.
+OPTIONS: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "float16": (
+        lambda: optimizers.LossScaleOptimizer(optimizers.SGD(0.01, 0.9), initial_scale=2.0**22, dynamic_growth_steps=4),
+        "mixed_float16",
+        {"update_freq": 3, "start_step": 2},
+    ),
+    "bfloat16": (lambda: optimizers.Adam(0.01), "mixed_bfloat16", {"update_freq": 3, "masking": "project"}),
+    "averages": (
+        lambda: optimizers.AdamW(0.01, weight_decay=0.05, global_clipnorm=0.1, use_ema=True),
+        "float32",
+        {"start_step": 4},
+    ),
+}
 
 
 def alike_everywhere(result: Any) -> bool:
@@ -80,6 +94,25 @@ def fits_as_on_one_device(strategy: Any, case: str) -> dict[str, Any]:
         "sparsity": [history["sparsity"], mirrored["sparsity"]],
         "verified": sparsekit.verify(two).ok,
     }
+
+
+def keeps_zeros(strategy: Any, options: str) -> dict[str, Any]:
+    """Fit under a precision or with an option of the optimizer; the callbacks look after every step."""
+    optimizer, policy, config = OPTIONS[options]
+    keras.config.set_dtype_policy(policy)
+    with strategy.scope():
+        model = compiled(net(), optimizer())
+    keras.config.set_dtype_policy("float32")
+    result = sparsekit.prune(model, config)
+    train(model, result.callback, ZerosStay(result), AlikeEverywhere(result), epochs=2)
+    found = {
+        "alike": alike_everywhere(result),  # at the end of a fit averages replace the weights
+        "zeros": all(not weight.variable.numpy()[weight.mask.numpy() == 0].any() for weight in result.weights),
+        "counted": int(result.state.steps.numpy()),
+        "flips": sum(int(weight.flips.numpy()) for weight in result.weights),
+    }
+    result.finalize()
+    return {**found, "verified": sparsekit.verify(model).ok}
 
 
 def resumes(strategy: Any, folder: Path) -> bool:
@@ -167,6 +200,7 @@ def refusals(strategy: Any) -> Iterator[str]:
 def main(folder: Path) -> None:
     strategy = tf.distribute.MirroredStrategy(DEVICES)
     found: dict[str, Any] = {case: fits_as_on_one_device(strategy, case) for case in CASES}
+    found |= {options: keeps_zeros(strategy, options) for options in OPTIONS}
     found["resumed"] = resumes(strategy, folder)
     found["a dense file"] = settles_on_a_dense_file(strategy, folder)
     found["step in replicas"] = in_a_loop(strategy, True)

@@ -56,6 +56,14 @@ def test_fit_gives_the_masks_and_weights_of_one_device() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", ["float16", "bfloat16", "averages"])
+def test_under_mixed_precision_and_with_options_of_optimizers_copies_keep_the_same_zeros(options: str) -> None:
+    found = _found()[options]
+    assert found.pop("flips") > 10
+    assert found == {"alike": True, "zeros": True, "counted": 20, "verified": True}
+
+
+@pytest.mark.slow
 def test_an_interrupted_fit_ends_with_the_very_weights_of_one_that_was_not() -> None:
     assert _found()["resumed"]
 

@@ -48,6 +48,13 @@ def test_workers_agree_and_a_killed_one_goes_on_with_the_same_masks(tmp_path: Pa
     changes = [step for step in range(2, STEPS + 1) if seen[step]["masks"] != seen[step - 1]["masks"]]
     assert set(changes) <= {3, 6, 9} and 9 in changes
 
+    for options in ("float16", "bfloat16", "averages"):
+        steps, others = (read_logbook(tmp_path / f"{options}-{index}.jsonl") for index in range(2))
+        assert steps == others, options
+        assert [line["counted"] for line in steps] == [1, 2, 3, 4, 5, 6], options
+        assert not any(map(any, (line["dropped"] for line in steps))), options
+        assert any(steps[-1]["flips"]), options
+
     alone = compiled(net(), keras.optimizers.Adam(0.02))
     result = sparsekit.prune(alone, CONFIG)
     train(alone, result.callback, epochs=1)
