@@ -74,8 +74,8 @@ def _warn(updates: dict[str, Update]) -> None:
     for layer, update in updates.items():
         if update.doubt:
             _log.warning(
-                "%s: %s. Zeros are written again after every step, but momentum kept there is not cleared where the mask "
-                "drops, and moves weights that come back. Optimizers of tf.compat.v1.train are understood.",
+                "%s: %s. Zeros are written again after every step, but momentum kept there is not cleared where the "
+                "mask drops, and moves weights that come back. Optimizers of tf.compat.v1.train are understood.",
                 layer,
                 update.doubt,
             )
