@@ -45,8 +45,9 @@ def refreshed(
         if mask.masking == "in-place" and not every_step:
             # Masked gradients keep the zeros of a batch that found them.
             write = tf.logical_and(write, tf.not_equal(zeros, count - 1))
-        rewritten = where_due(rewrite, rewrite, functools.partial(_rewrite, mask, slots, due, never_written))
-        written = where_due(write, write, functools.partial(_write, mask, slots if every_step else ()))
+        # What is gated is not the predicate itself: TensorFlow would fold that switch, and then never come to an end.
+        rewritten = where_due(rewrite, count, functools.partial(_rewrite, mask, slots, due, never_written))
+        written = where_due(write, count, functools.partial(_write, mask, slots if every_step else ()))
         with mask.graph.control_dependencies([rewritten, written]):
             return assign(mask.zeros.op.outputs[0], tf.where(count > 0, count, zeros))
 
