@@ -7,6 +7,7 @@ the update, which is what the forward pass of the next batch would have chosen f
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 
@@ -45,7 +46,7 @@ def refreshed(
         if mask.masking == "in-place" and not every_step:
             # Masked gradients keep the zeros of a batch that found them.
             write = tf.logical_and(write, tf.not_equal(zeros, count - 1))
-        # What is gated is not the predicate itself: TensorFlow would fold that switch, and then never come to an end.
+        # Not the predicate itself: TensorFlow would fold that switch, and then never come to an end.
         rewritten = where_due(rewrite, count, functools.partial(_rewrite, mask, slots, due, never_written))
         written = where_due(write, count, functools.partial(_write, mask, slots if every_step else ()))
         with mask.graph.control_dependencies([rewritten, written]):
@@ -59,7 +60,7 @@ def _rewrite(
     dtype = mask.mask.dtype.base_dtype
     assert mask.shadow is not None
     weight, stored, shadow = mask.owner.outputs[0], mask.mask.op.outputs[0], mask.shadow.op.outputs[0]
-    with mask.graph.control_dependencies([now]):
+    with _only_if(mask, now):
         old = value_of(stored, dtype)
         in_variable = tf.logical_or(tf.not_equal(old, tf.zeros([], dtype)), never_written)
         everything = tf.where(in_variable, value_of(weight, dtype), value_of(shadow, dtype))
@@ -74,9 +75,16 @@ def _rewrite(
 
 
 def _write(mask: LayerMask, slots: Sequence[tf.Tensor], now: tf.Tensor) -> tf.Operation:
-    with mask.graph.control_dependencies([now]):
+    with _only_if(mask, now):
         used = value_of(mask.mask.op.outputs[0], mask.mask.dtype.base_dtype)
         return tf.group(mask.write_zeros(), *(_take_dropped(slot, used) for slot in slots))
+
+
+def _only_if(mask: LayerMask, now: tf.Tensor) -> contextlib.AbstractContextManager[None]:
+    """What is built while this lasts runs only where ``now``, one side of a switch, exists."""
+    # To wait for the switch itself would be to run on either side.
+    gate: contextlib.AbstractContextManager[None] = mask.graph.control_dependencies([tf.identity(now)])
+    return gate
 
 
 def _take_dropped(slot: tf.Tensor, mask: tf.Tensor) -> tf.Operation:
