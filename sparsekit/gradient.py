@@ -19,6 +19,10 @@ IN_PLACE, PROJECTED = "SparsekitInPlace", "SparsekitProject"
 """Those of an op which hands a weight on whose zeros lie in its variable, kept there by masked gradients, or written
 again after every update."""
 
+UNTIL_PROJECTED = "SparsekitUntilProjected"
+"""The same as the second for a mask that is chosen again: as long as the variable holds the dropped values, no gradient
+moves them."""
+
 READING = "SparsekitRead"
 """That of an op which reads a variable for which masked gradients keep the zeros."""
 
@@ -28,9 +32,9 @@ READS = "_sparsekit_read"
 MARKS = ("_gradient_op_type", READS)
 """The attributes that an op of the user's own gets in a masked graph."""
 
-MASK, BATCH, ZEROS = "mask", "batch", "zeros"
+MASK, BATCH, ZEROS, SHADOW = "mask", "batch", "zeros", "shadow"
 """Names beside the masked weight, of variables: the mask; the count of trained batches; the count after which the
-variable held zeros, -1 before it did."""
+variable held zeros, -1 before it did; the values that were dropped since, for masks that are chosen again."""
 
 USED, DUE, NEXT, DIRTY, BOOKS = "used", "due", "next", "dirty", "books"
 """And of tensors: the mask of this batch, whether a mask is due, the count after the batch, whether the variable holds
@@ -50,6 +54,17 @@ def _passed_gradient(handed_on: tf.Operation, _: tf.Tensor, gradient: tf.Tensor)
     """dy for the weight, after the books were kept: the read masks it, or zeros are written again after the update."""
     with tf.control_dependencies([_books(handed_on)]):
         return tf.identity(gradient), None
+
+
+@tf.RegisterGradient(UNTIL_PROJECTED)  # type: ignore[untyped-decorator]
+def _gradient_until_projected(handed_on: tf.Operation, _: tf.Tensor, gradient: tf.Tensor) -> tuple[tf.Tensor, None]:
+    """dy while zeros lie in the variable, dy * mask while they do not; after the books were kept."""
+    graph, scope = handed_on.graph, handed_on.name.rpartition("/")[0]
+    used, dirty = (graph.get_tensor_by_name(f"{scope}/{name}:0") for name in (USED, DIRTY))
+    with tf.control_dependencies([_books(handed_on)]):
+        clean, more = gen_control_flow_ops.switch(gradient, dirty)
+        _, used_then = gen_control_flow_ops.switch(used, dirty)
+        return gen_control_flow_ops.merge([clean, more * used_then])[0], None
 
 
 @tf.RegisterGradient(READING)  # type: ignore[untyped-decorator]
@@ -102,18 +117,18 @@ def _kept_books(masked: tf.Operation, scope: str) -> tf.Operation:
 
     used, following = tensor(USED), tensor(NEXT)
     kept = [assign(tensor(BATCH), following)]
-    kept.append(_where(tensor(DUE), used, lambda mask: assign(tensor(MASK), mask)))
+    kept.append(where_due(tensor(DUE), used, lambda mask: assign(tensor(MASK), mask)))
     if masked.get_attr("_gradient_op_type") == IN_PLACE.encode():
-        kept.append(_where(tensor(DIRTY), used, write_zeros))
+        kept.append(where_due(tensor(DIRTY), used, write_zeros))
     with tf.control_dependencies(kept):
         return tf.no_op(name=BOOKS)
 
 
-def _where(due: tf.Tensor, used: tf.Tensor, write: Callable[[tf.Tensor], tf.Operation]) -> tf.Tensor:
-    """To be waited for: where ``due``, ``write`` has run, on the mask that is used."""
+def where_due(due: tf.Tensor, value: tf.Tensor, write: Callable[[tf.Tensor], tf.Operation]) -> tf.Tensor:
+    """To be waited for: where ``due``, ``write`` has run, on the value, which exists only there."""
     no, yes = gen_control_flow_ops.switch(due, due)
-    _, used_then = gen_control_flow_ops.switch(used, due)
-    with tf.control_dependencies([write(used_then)]):
+    _, value_then = gen_control_flow_ops.switch(value, due)
+    with tf.control_dependencies([write(value_then)]):
         yes = tf.identity(yes)
     done, _ = gen_control_flow_ops.merge([no, yes])
     return done

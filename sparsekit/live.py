@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 from typing import Any
@@ -21,7 +20,7 @@ from sparsekit.live_masking import with_masking
 from sparsekit.masking import SCOPE
 from sparsekit.planning import Planning, make_plan
 from sparsekit.plugins import Registry
-from sparsekit.projection import projected
+from sparsekit.projection import Projection
 from sparsekit.record import Record
 from sparsekit.result import PruneResult
 from sparsekit.table import first_of
@@ -80,15 +79,18 @@ def prune_live(
     text = Record.of(planning.plan).to_text().encode()
     with contextlib.nullcontext() if record is None else staged(record, text):
         masks = insert_masks(graph, planning.layers, registry)
-        zeros = (mask.zeros for mask in masks if mask.zeros is not None)
-        variables = (*(variable for mask in masks for variable in mask.variables), *zeros)
+        variables = (
+            *(variable for mask in masks for variable in mask.variables),
+            *(variable for mask in masks for variable in mask.more_variables),
+        )
         with pristine_scope(graph, SCOPE):
             initializer = tf.group(*(variable.initializer for variable in variables), name="initializer")
     if not planning.layers:
         _log.warning("%s No layer was changed.", planning.plan.summary())
-    # Of several maskings only this one needs the train op; none of its layers need be able to.
-    to_project = [mask for mask in masks if mask.masking == "project"]
-    projection = functools.partial(projected, graph, to_project) if planning.masking == "project" else None
+    # With this masking none of the layers need be able to.
+    to_project = [mask for mask in masks if mask.needs_train_op]
+    needs_train_op = planning.masking == "project" or to_project
+    projection = Projection(graph, to_project) if needs_train_op else None
     return PruneResult(planning.plan, variables, initializer, projection=projection)
 
 

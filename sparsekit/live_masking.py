@@ -21,6 +21,10 @@ _WHY: dict[Masking, str] = {
     "project": "as configured; in the forward pass until a train op is built with result.project(train_op)",
 }
 
+_CHOSEN_AGAIN = (
+    "; masks that are chosen again in the forward pass until a train op is built with result.project(train_op)"
+)
+
 
 def with_masking(graph: tf.Graph, planning: Planning, config: PruneConfig) -> Planning:
     """The planning with how every layer's zeros are kept, and a sentence of it in the plan."""
@@ -35,7 +39,9 @@ def with_masking(graph: tf.Graph, planning: Planning, config: PruneConfig) -> Pl
         layer if obstacles[layer.decision.name] else attrs.evolve(layer, masking=config.masking)
         for layer in planning.layers
     )
-    sentence = f"Masking: {config.masking} ({_WHY[config.masking]}){_others(obstacles)}."
+    chosen_again = any(layer.masking == "in-place" and layer.decision.update_freq for layer in layers)
+    why = _WHY[config.masking] + (_CHOSEN_AGAIN if chosen_again else "")
+    sentence = f"Masking: {config.masking} ({why}){_others(obstacles)}."
     return _told(attrs.evolve(planning, layers=layers, masking=config.masking), sentence)
 
 
@@ -58,17 +64,17 @@ def _obstacle(layer: PlannedLayer, known: Collection[tf.Operation] | None) -> st
         layer: the layer.
         known: where every gradient must be masked, the variables whose readers can be told.
     """
-    if layer.decision.update_freq:
-        return (
-            "masks that are chosen again need the dropped values, and momentum in an optimizer that is not built yet "
-            "would move them (update_freq = 0 chooses once)"
-        )
     variables = {leaf.operation for site in layer.sites for leaf in site.source.leaves if isinstance(leaf, LiveNode)}
     if len(variables) > 1:
         return "the weight lies in several variables"
     (variable,) = variables
     if variable.type == "Const":
         return "the weight is a constant"
+    if layer.decision.update_freq and tf.DeviceSpec.from_string(variable.device).job not in (None, "localhost"):
+        return (
+            "masks that are chosen again move values between the variable and another one, which workers that share "
+            "them would do at the same time (update_freq = 0 chooses once)"
+        )
     return "" if known is None else _unreachable_gradient(layer, variable, known)
 
 

@@ -1,13 +1,16 @@
 """How a mask lives in a live graph: its state, when it is chosen, and the gradient that keeps the books.
 
 Per layer there are two variables, the mask and a count of trained batches; where zeros are to lie in the layer's own
-variable, also the count after which they did. The forward pass only reads: where a mask is due it chooses from the
-weights at hand, elsewhere it uses the stored one. Only the gradient writes, and a projected train op, so a forward pass
-without training (an evaluation, a freeze) changes nothing, and a batch counts once however many losses it has.
+variable, also the count after which they did; and the dropped values, if the mask is chosen again. The forward pass
+only reads: where a mask is due it chooses from the weights at hand, elsewhere it uses the stored one. Only the gradient
+writes, and a projected train op (which then chooses, too: `sparsekit.refreshing`), so a forward pass without training
+(an evaluation, a freeze) changes nothing, and a batch counts once however many losses it has.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +31,8 @@ from sparsekit.gradient import (
     MASK,
     NEXT,
     PROJECTED,
+    SHADOW,
+    UNTIL_PROJECTED,
     USED,
     ZEROS,
     assign,
@@ -77,7 +82,14 @@ class LayerMask:
         owner: the variable's (or constant's) op; state is placed beside it and is of its kind.
         description: pattern, axis, criterion and update frequency.
         criterion: the criterion that the description names.
-        masking: how zeros are kept. All but "forward" need a variable, whose mask is chosen once.
+        masking: how zeros are kept. All but "forward" need a variable.
+
+    Attributes:
+        mask: 1 where a weight stays, of the weight's shape and dtype.
+        batch: how many batches were trained, int64.
+        zeros: the count of them after which the variable held zeros, -1 before it did; None with "forward".
+        shadow: the dropped values, 0 before the variable held zeros; None where it never does, or the mask is chosen
+            once.
     """
 
     def __init__(
@@ -90,37 +102,45 @@ class LayerMask:
         criterion: Criterion,
         masking: Masking = "forward",
     ) -> None:
-        self._graph = graph
-        self._scope = f"{layer}/{SCOPE}"
-        self._owner = owner
-        self._description = description
+        self.graph = graph
+        self.layer = layer
+        self.scope = f"{layer}/{SCOPE}"
+        self.owner = owner
+        self.description = description
+        self.criterion = criterion
         self.masking = masking
         self._masked: dict[str, tf.Tensor] = {}
-        with pristine_scope(graph, self._scope, owner):
+        with self.beside():
             shape, dtype = weight.shape.as_list(), weight.dtype.base_dtype
             by_reference = owner.type in ("Variable", "VariableV2")
             # A fill, never a constant: a MetaGraph must not grow with the weights.
-            self.mask = _variable(by_reference, MASK, dtype, lambda: tf.fill(shape, tf.ones([], dtype)))
-            self.batch = _variable(by_reference, BATCH, tf.int64, lambda: tf.zeros([], tf.int64))
+            self.mask = state_variable(by_reference, MASK, dtype, lambda: tf.fill(shape, tf.ones([], dtype)))
+            self.batch = state_variable(by_reference, BATCH, tf.int64, lambda: tf.zeros([], tf.int64))
             # Only this reads the count: a read of a ref variable is the variable's own buffer, which the gradient
             # overwrites; whatever else depends on the count depends on this fresh number. Computed here, once, so that
             # every gradient of a batch stores the same one.
             following = tf.add(self.batch.value(), 1, name=NEXT)
             period = description.update_freq
-            due = tf.equal(following % period if period else following, 1 % period if period else 1, name=DUE)
+            chosen_after_updates = masking != "forward" and period > 0
+            name = "counted" if chosen_after_updates else DUE
+            due = tf.equal(following % period if period else following, 1 % period if period else 1, name=name)
+            self.zeros = self.shadow = None
+            if masking != "forward":
+                never = functools.partial(tf.fill, [], tf.constant(-1, tf.int64))
+                self.zeros = state_variable(by_reference, ZEROS, tf.int64, never)
+                was_written = self.zeros.value() + 1
+            if chosen_after_updates:
+                self.shadow = state_variable(by_reference, SHADOW, dtype, lambda: tf.fill(shape, tf.zeros([], dtype)))
+                # Whoever writes zeros also chooses from then on.
+                due = tf.logical_and(due, was_written < 1, name=DUE)
             # Switch and Merge instead of tf.cond: the same graph under either control flow, without functions, and
             # choosing costs nothing where it is not due.
             stored, _ = gen_control_flow_ops.switch(self.mask.value(), due)
             _, weight_when_due = gen_control_flow_ops.switch(weight, due)
-            score = criterion.score(weight_when_due, description.axis)
-            chosen = tf.cast(keep_tensor(score, description.axis, description.pattern), dtype, name="chosen")
-            self._used, _ = gen_control_flow_ops.merge([stored, chosen], name=USED)
-            self.zeros = None
+            self._used, _ = gen_control_flow_ops.merge([stored, self.chosen(weight_when_due)], name=USED)
             if masking != "forward":
-                self.zeros = _variable(by_reference, ZEROS, tf.int64, lambda: tf.fill([], tf.constant(-1, tf.int64)))
                 # After a batch whose update nobody projected the two counts differ.
-                was_written = self.zeros.value() + 1
-                dirty = tf.less(was_written, 1) if masking == "in-place" else tf.not_equal(was_written, following)
+                dirty = was_written < 1 if self._written_once else tf.not_equal(was_written, following)
                 self._dirty = tf.logical_or(due, dirty, name=DIRTY)
 
     @property
@@ -128,28 +148,56 @@ class LayerMask:
         """The mask and the batch count."""
         return self.mask, self.batch
 
+    @property
+    def more_variables(self) -> tuple[tf.Variable, ...]:
+        """What tells whether the variable holds zeros, and the values that are dropped from it; none with "forward"."""
+        return tuple(variable for variable in (self.zeros, self.shadow) if variable is not None)
+
+    @property
+    def needs_train_op(self) -> bool:
+        """Zeros lie in the variable only if something follows every update."""
+        return self.zeros is not None and not self._written_once
+
+    @property
+    def _written_once(self) -> bool:
+        """Masked gradients write the zeros in the first batch, and keep them."""
+        return self.masking == "in-place" and self.shadow is None
+
+    def beside(self) -> contextlib.AbstractContextManager[None]:
+        """What is built while this lasts belongs to the layer's mask."""
+        return pristine_scope(self.graph, self.scope, self.owner)
+
+    def chosen(self, weight: tf.Tensor) -> tf.Tensor:
+        """The mask that the criterion chooses for a weight, of its dtype."""
+        axis, pattern = self.description.axis, self.description.pattern
+        return tf.cast(keep_tensor(self.criterion.score(weight, axis), axis, pattern), weight.dtype, name="chosen")
+
     def apply(self, weight: tf.Tensor) -> tf.Tensor:
         """The weight without what its mask drops; the same tensor for the same weight tensor."""
         if weight.name not in self._masked:
-            with pristine_scope(self._graph, self._scope, self._owner):
+            with self.beside():
                 masked = self._multiplied(weight) if self.masking == "forward" else self._handed_on(weight)
-            text = self._description.to_text().encode()
+            text = self.description.to_text().encode()
             masked.op._set_attr(MASK_ATTRIBUTE, attr_value_pb2.AttrValue(s=text))
             self._masked[weight.name] = masked
         return self._masked[weight.name]
 
     def project(self, update: tf.Operation | tf.Tensor) -> tf.Operation:
-        """Write zeros where the mask drops, after ``update`` has run, and note down that this was done."""
-        variable = self._owner.outputs[0]
+        """Write zeros where a mask that is chosen once drops, after ``update`` has run, and note down that this was
+        done."""
         assert self.zeros is not None
-        with pristine_scope(self._graph, self._scope, self._owner), self._graph.control_dependencies([update]):
-            # A multiply is what TensorFlow does fastest; where it leaves -0.0, stripping does not.
-            masked = value_of(variable, self.mask.dtype.base_dtype) * self.mask.read_value()
-            with self._graph.control_dependencies([assign(variable, masked)]):
-                return assign(self.zeros.op.outputs[0], self.batch.read_value())
+        dependencies = self.graph.control_dependencies
+        with self.beside(), dependencies([update]), dependencies([self.write_zeros()]):
+            return assign(self.zeros.op.outputs[0], self.batch.read_value())
+
+    def write_zeros(self) -> tf.Operation:
+        """Where the mask drops, built wherever the caller builds."""
+        variable = self.owner.outputs[0]
+        # A multiply is what TensorFlow does fastest; where it leaves -0.0, stripping does not.
+        return assign(variable, value_of(variable, self.mask.dtype.base_dtype) * self.mask.read_value())
 
     def _multiplied(self, weight: tf.Tensor) -> tf.Tensor:
-        with self._graph.gradient_override_map({"Mul": GRADIENT}):
+        with self.graph.gradient_override_map({"Mul": GRADIENT}):
             return tf.multiply(weight, self._used, name=_MASKED)
 
     def _handed_on(self, weight: tf.Tensor) -> tf.Tensor:
@@ -158,9 +206,14 @@ class LayerMask:
         _, used_then = gen_control_flow_ops.switch(self._used, self._dirty)
         effective, _ = gen_control_flow_ops.merge([clean, without_dropped(more, used_then)])
         # Of both, for gradients to go past the switch.
-        gradient = IN_PLACE if self.masking == "in-place" else PROJECTED
-        with self._graph.gradient_override_map({"IdentityN": gradient}):
+        with self.graph.gradient_override_map({"IdentityN": self._gradient}):
             return tf.identity_n([weight, effective], name=_MASKED)[1]
+
+    @property
+    def _gradient(self) -> str:
+        if self._written_once:
+            return IN_PLACE
+        return UNTIL_PROJECTED if self.masking == "project" and self.shadow is not None else PROJECTED
 
 
 def keep_tensor(score: tf.Tensor, axis: int, pattern: Pattern) -> tf.Tensor:
@@ -183,7 +236,7 @@ def keep_tensor(score: tf.Tensor, axis: int, pattern: Pattern) -> tf.Tensor:
     return kept[0] if len(kept) == 1 else tf.concat(kept, axis)
 
 
-def _variable(by_reference: bool, name: str, dtype: tf.DType, initial_value: Callable[[], tf.Tensor]) -> Any:
+def state_variable(by_reference: bool, name: str, dtype: tf.DType, initial_value: Callable[[], tf.Tensor]) -> Any:
     """A non-trainable variable of the given kind, built past every creator, getter and scope of the caller."""
     kind = ref_variable.RefVariable if by_reference else resource_variable_ops.ResourceVariable
     return kind(

@@ -1,7 +1,8 @@
-"""Zeros that are written again after every update of a live graph."""
+"""What follows every update of a live graph: zeros are written again, and masks are chosen that are due."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,27 +10,72 @@ import tensorflow as tf
 
 from sparsekit.errors import GraphError
 from sparsekit.masking import LayerMask
+from sparsekit.refreshing import refreshed
+from sparsekit.updates import TrainOp, Update
+
+_log = logging.getLogger("sparsekit")
 
 
-def projected(graph: tf.Graph, masks: Sequence[LayerMask], train_op: Any) -> Any:
-    """What is to be run instead of ``train_op``: the same, and then zeros where the masks drop.
+class Projection:
+    """Makes of every train op one that also keeps the masks.
 
     Args:
         graph: the graph.
-        masks: those with masking "project".
-        train_op: an operation or tensor that updates weights.
-
-    Raises:
-        GraphError: it is nothing of the graph, or the graph is finalized.
+        masks: those that need it.
     """
-    update = train_op if isinstance(train_op, (tf.Operation, tf.Tensor)) else getattr(train_op, "op", None)
-    if update is None or update.graph is not graph:
-        found = f"got {type(train_op).__name__}" if update is None else "is of another graph"
-        raise GraphError(found, where="train_op", expected="an operation or tensor of the graph that was pruned")
-    if graph.finalized:
-        raise GraphError(
-            "is finalized and cannot be changed", where="graph", hint="Call project before a session finalizes it."
-        )
-    written = [mask.project(update) for mask in masks]
-    with graph.as_default(), tf.control_dependencies([update, *written]):
-        return tf.identity(train_op) if isinstance(train_op, tf.Tensor) else tf.no_op("projected")
+
+    def __init__(self, graph: tf.Graph, masks: Sequence[LayerMask]) -> None:
+        self._graph = graph
+        self._masks = masks
+        # By layer and by name: what earlier train ops move its weights with.
+        self._slots: dict[str, dict[str, tf.Tensor]] = {}
+
+    def __call__(self, train_op: Any) -> Any:
+        """What is to be run instead of ``train_op``: the same, and then zeros where the masks drop.
+
+        Args:
+            train_op: an operation or tensor that updates weights.
+
+        Raises:
+            GraphError: it is nothing of the graph, or the graph is finalized.
+        """
+        graph = self._graph
+        update = train_op if isinstance(train_op, (tf.Operation, tf.Tensor)) else getattr(train_op, "op", None)
+        if update is None or update.graph is not graph:
+            found = f"got {type(train_op).__name__}" if update is None else "is of another graph"
+            raise GraphError(found, where="train_op", expected="an operation or tensor of the graph that was pruned")
+        if graph.finalized:
+            raise GraphError(
+                "is finalized and cannot be changed", where="graph", hint="Call project before a session finalizes it."
+            )
+        # Everything is asked before the first op is built.
+        chosen_again = [mask for mask in self._masks if mask.shadow is not None]
+        runs = TrainOp(update) if chosen_again else None
+        updates = {mask.layer: runs.update_of(mask.owner) for mask in chosen_again if runs is not None}
+        written = [
+            self._refreshed(mask, update, updates[mask.layer]) if mask.layer in updates else mask.project(update)
+            for mask in self._masks
+        ]
+        _warn(updates)
+        with graph.as_default(), tf.control_dependencies([update, *written]):
+            return tf.identity(train_op) if isinstance(train_op, tf.Tensor) else tf.no_op("projected")
+
+    def _refreshed(self, mask: LayerMask, train_op: tf.Operation | tf.Tensor, update: Update) -> tf.Operation:
+        known = self._slots.get(mask.layer, {})
+        if not update.writers:
+            return refreshed(mask, train_op, tuple(known.values()), every_step=False)
+        # An earlier train op's choice knows nothing of the momentum of this one, which may move what was dropped.
+        every_step = bool(update.doubt) or mask.layer in self._slots
+        self._slots[mask.layer] = {**known, **{slot.name: slot for slot in update.slots}}
+        return refreshed(mask, train_op, tuple(self._slots[mask.layer].values()), every_step)
+
+
+def _warn(updates: dict[str, Update]) -> None:
+    for layer, update in updates.items():
+        if update.doubt:
+            _log.warning(
+                "%s: %s. Zeros are written again after every step, but momentum kept there is not cleared where the "
+                "mask drops, and moves weights that come back. Optimizers of tf.compat.v1.train are understood.",
+                layer,
+                update.doubt,
+            )

@@ -142,7 +142,8 @@ class PruneResult:
     Attributes:
         plan: every layer with its decision.
         variables: of a live graph, the new variables: a mask and a batch count per pruned layer; then, of each layer
-            whose variable is to hold zeros (masking "in-place" and "project"), the batch count after which it did.
+            whose variable is to hold zeros (masking "in-place" and "project"), the batch count after which it did, and
+            the dropped values where masks are chosen again.
         initializer: of a live graph, an operation that initializes ``variables`` alone, for a session whose other
             variables were restored or initialized in another way.
         model: of a model at rest, the pruned one.
@@ -183,13 +184,17 @@ class PruneResult:
         self.calibrated.load(session)
 
     def project(self, train_op: Any) -> Any:
-        """With masking "project": what a session is to run instead of a train op of a live graph.
+        """With masking "project", or "in-place" and ``update_freq``: what a session is to run instead of a train op.
 
-        It does the same and then writes zeros where the masks drop. Batches of a train op without it are right, too:
-        the forward pass masks the weights then, at the cost of a multiply.
+        It does the same and then writes zeros where the masks drop. With ``update_freq`` it also chooses masks that are
+        due, from the updated weights and the dropped values, which are kept apart, and clears the momentum of weights
+        that are dropped: of whatever the train op's own update ops move weights without a gradient with. An update that
+        cannot be understood is named in a warning. Batches of a train op without this call are right, too: the forward
+        pass masks the weights then, at the cost of a multiply; after a batch with it, masks are chosen by it alone.
 
         Args:
-            train_op: an operation or tensor that updates weights, of any optimizer.
+            train_op: an operation or tensor of a live graph that updates weights, of any optimizer. Of several, each is
+                to be handed over.
 
         Returns:
             An operation, or for a tensor its value.
@@ -201,7 +206,7 @@ class PruneResult:
             raise GraphError(
                 "zeros are not kept by projection",
                 where="project",
-                expected='a live graph that was pruned with masking = "project"',
+                expected='a live graph that was pruned with masking = "project", or with "in-place" and update_freq',
                 hint=self.plan.masking,
             )
         return self._projection(train_op)

@@ -12,7 +12,7 @@ import numpy as np
 from sparsekit.artefact.model import Array, Change, Model
 from sparsekit.artefact.rewriting import FREEZE_AND_STRIP, Edits
 from sparsekit.errors import ModelError
-from sparsekit.gradient import BATCH, MARKS, MASK, READS
+from sparsekit.gradient import BATCH, MARKS, MASK, READS, ZEROS
 from sparsekit.graph.forward import reached
 from sparsekit.graph.node import Node, ProtoGraph
 from sparsekit.graph.order import input_node
@@ -300,7 +300,15 @@ def _mask(layer: _MaskedLayer, model: Model, weight: Array, registry: Registry) 
             where=layer.name,
             hint="The mask variable was overwritten; restore it from the checkpoint of the training run.",
         )
-    return mask != 0, bool(description.update_freq) and count % description.update_freq == 0
+    is_due = bool(description.update_freq) and count % description.update_freq == 0
+    return mask != 0, is_due and not _chosen_after_updates(layer, model)
+
+
+def _chosen_after_updates(layer: _MaskedLayer, model: Model) -> bool:
+    """Whether the train op wrote zeros, and then chose what was due."""
+    if model.view.node(f"{layer.name}/{SCOPE}/{ZEROS}") is None:
+        return False
+    return int(_stored(model, _state(model, layer, ZEROS))) >= 0
 
 
 def _state(model: Model, layer: _MaskedLayer, name: str) -> Read:

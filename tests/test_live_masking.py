@@ -246,10 +246,14 @@ def test_a_layer_without_gradients_is_masked_all_the_same(kind: str) -> None:
         assert np.array_equal(run_graph(frozen, "y:0", feeds), run_graph(stripped, "y:0", feeds))
 
 
+@pytest.mark.parametrize("update_freq", [0, 3])
 @pytest.mark.parametrize("masking", MASKINGS)
-def test_keras_and_the_live_graph_end_with_the_same_masks_and_weights(resource_kind: None, masking: str) -> None:
+def test_keras_and_the_live_graph_end_with_the_same_masks_and_weights(
+    resource_kind: None, masking: str, update_freq: int
+) -> None:
+    config = {"masking": masking, "update_freq": update_freq}
     start = [weight.numpy() for weight in keras_nets.net().trainable_variables]
-    model, result = keras_nets.pruned_net(keras.optimizers.SGD(0.5), {"masking": masking})
+    model, result = keras_nets.pruned_net(keras.optimizers.SGD(0.5), config)
     with tf.Graph().as_default() as graph:
         layer = tf.constant(keras_nets.X)
         weights = [v1.get_variable(f"w{i}", initializer=value) for i, value in enumerate(start)]
@@ -257,9 +261,9 @@ def test_keras_and_the_live_graph_end_with_the_same_masks_and_weights(resource_k
             layer = tf.matmul(layer, weights[2 * i], name=f"fc{i}") + weights[2 * i + 1]
             layer = tf.nn.relu(layer) if i < 2 else layer
         loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(keras_nets.Y, layer))
-        live = sparsekit.prune(graph, {"masking": masking})
+        live = sparsekit.prune(graph, config)
         step = v1.train.GradientDescentOptimizer(0.5).minimize(loss)
-        step = live.project(step) if masking == "project" else step
+        step = live.project(step) if masking == "project" or (masking == "in-place" and update_freq) else step
         with v1.Session() as sess:
             sess.run(v1.global_variables_initializer())
             for _ in range(20):
@@ -448,10 +452,6 @@ def test_the_plan_says_how_zeros_are_kept(kind: str) -> None:
             assert plan.masking in str(plan)
 
 
-def chosen_again(x: Any) -> Any:
-    return tf.matmul(x, variable("w", [8, 4]), name="fc")
-
-
 def partitioned(x: Any) -> Any:
     partitioner = v1.fixed_size_partitioner(2)
     return tf.matmul(x, v1.get_variable("w", [8, 4], partitioner=partitioner), name="fc")
@@ -481,7 +481,6 @@ def with_a_function_that_regularizes(x: Any) -> Any:
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (chosen_again, "masks that are chosen again need the dropped values"),
         (partitioned, "the weight lies in several variables"),
         (constant, "the weight is a constant"),
         (in_no_collection, "the variable is in no collection"),
@@ -492,12 +491,10 @@ def with_a_function_that_regularizes(x: Any) -> Any:
 def test_layers_that_cannot_are_masked_in_the_forward_pass_and_named(
     kind: str, layer: Callable[[Any], Any], reason: str
 ) -> None:
-    override = {"layers": ["fc"], "update_freq": 2}
-    config = {"masking": "in-place", **({"override": [override]} if layer is chosen_again else {})}
     with tf.Graph().as_default() as graph:
         hidden = tf.matmul(v1.placeholder(tf.float32, [None, 8]), variable("other", [8, 8]), name="other_fc")
         layer(hidden)
-        result = sparsekit.prune(graph, config)
+        result = sparsekit.prune(graph, {"masking": "in-place"})
         assert f"; forward for fc: {reason}" in result.plan.masking
         assert [graph.get_operation_by_name(f"{name}/sparsekit/masked").type for name in ("fc", "other_fc")] == [
             "Mul",
