@@ -59,7 +59,7 @@ def no_warnings(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.WARNING, "sparsekit"):
         yield
         if "doubt" not in request.node.name:
-            assert [record.getMessage() for record in caplog.records if record.name == "sparsekit"] == []
+            assert [record.getMessage() for record in caplog.get_records("call") if record.name == "sparsekit"] == []
 
 
 class Trained:
@@ -262,7 +262,7 @@ def test_a_train_op_that_was_not_handed_over_is_masked_forward(kind: str, maskin
 
     forgotten = Trained(masking, 2, update, after=lambda result, step: step)
     forward = Trained("forward", 2, update)
-    for batch in range(STEPS):
+    for batch in range(STEPS - 1):  # none is due then
         for trained in (forgotten, forward):
             trained.train(batch)
         outputs = [t.session.run(t.model.y, {t.model.x: images(99)}) for t in (forgotten, forward)]
@@ -278,13 +278,13 @@ def test_two_optimizers_in_turn_leave_zeros(kind: str, masking: str) -> None:
     """The momentum of the one would move what was dropped after a step of the other."""
     with tf.Graph().as_default() as graph:
         model = conv_net()
-        result = sparsekit.prune(graph, {"masking": masking, "update_freq": 1}, outputs=["y"])
+        result = sparsekit.prune(graph, {"masking": masking, "update_freq": 2}, outputs=["y"])
         steps = [
             result.project(v1.train.MomentumOptimizer(0.5, 0.9, name=name).minimize(model.loss())) for name in "ab"
         ]
         with session(graph) as sess:
             for batch in range(9):
-                sess.run(steps[batch % 2], {model.x: images(batch)})
+                sess.run(steps[1 - batch % 2], {model.x: images(batch)})
                 weights, stored = sess.run([model.weights, list(result.variables[:8:2])])
                 for weight, mask in zip(weights.values(), stored, strict=True):
                     assert not weight[mask == 0].any()
