@@ -9,6 +9,7 @@ Run: python tests/benchmarks/bench_several_workers.py [--instances N]
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import json
 import os
 import socket
@@ -67,15 +68,20 @@ def run_workers(count: int) -> list[dict[str, float]]:
         config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TF_CONFIG": json.dumps(config)}
         command = [sys.executable, __file__, "--worker"]
-        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-    try:
-        outputs = [process.communicate(timeout=SECONDS)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    if any(process.returncode for process in processes):
-        sys.exit("a worker failed")
-    return [json.loads(output.splitlines()[-1]) for output in outputs]
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
+    # Of all at once: one that waits to be read keeps the others waiting.
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        said = [pool.submit(process.communicate, timeout=SECONDS) for process in processes]
+        try:
+            outputs = [each.result() for each in said]
+        finally:
+            for process in processes:
+                process.kill()
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        if process.returncode:
+            sys.exit(errors)
+    return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
 
 
 def measure() -> dict[str, float]:
