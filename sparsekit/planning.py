@@ -573,7 +573,7 @@ def _other_reader(uses: list[_Use], readings: _Readings) -> tuple[str, str]:
     Scalars made of weights alone (a regularizer's loss), what has no result (a saver) and what writes a variable (a
     restore, a moving average) do not count.
     """
-    leaves = [leaf for use in uses if use.site for leaf in use.site.source.leaves]
+    leaves = list(dict.fromkeys(leaf for use in uses if use.site for leaf in use.site.source.leaves))
     settled = {use.node for use in uses}
     # What holds the weight, or something made of it alone.
     pending: list[_Output] = [(leaf, None) for leaf in leaves]
