@@ -46,7 +46,7 @@ def refreshed(
         write = tf.logical_not(tf.logical_or(rewrite, never_written))
         if mask.masking == "in-place" and not every_step:
             # Masked gradients keep the zeros of a batch that found them.
-            write = tf.logical_and(write, tf.logical_and(trained, tf.not_equal(zeros, count - 1)))
+            write = tf.logical_and(write, tf.not_equal(zeros, count - 1))
         # Not the predicate itself: TensorFlow would fold that switch, and then never come to an end.
         rewritten = where_due(rewrite, count, functools.partial(_rewrite, mask, slots, due, never_written))
         written = where_due(write, count, functools.partial(_write, mask, slots if every_step else ()))
