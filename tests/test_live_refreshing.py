@@ -241,12 +241,20 @@ def test_layers_go_by_their_own_update_freq(kind: str) -> None:
             step = result.project(sgd_step(model.loss()))
             shadows = [v.op.name for v in result.variables if v.op.name.endswith("/shadow")]
             assert shadows == ["net/fc/sparsekit/shadow", "net/back/sparsekit/shadow"]
+            changed: dict[str, set[int]] = {layer: set() for layer in LAYERS}
             with session(graph) as sess:
-                for batch in range(4):
+                before: list[Array] = []
+                for batch in range(8):
                     sess.run(step, {model.x: images(batch)})
                     weights, stored = sess.run([model.weights, list(result.variables[:8:2])])
                     for weight, mask in zip(weights.values(), stored, strict=True):
                         assert not weight[mask == 0].any()
+                    for layer, old, mask in zip(LAYERS, before, stored, strict=False):
+                        changed[layer] |= set() if np.array_equal(old, mask) else {batch + 1}
+                    before = stored
+            assert not changed["net/conv"] and not changed["net/up"]
+            assert changed["net/fc"] and changed["net/fc"] <= {2, 4, 6, 8}
+            assert changed["net/back"] - {2, 4, 6, 8}
 
 
 # --- train ops of all kinds -----------------------------------------------------------------------------------
