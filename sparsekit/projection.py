@@ -31,7 +31,7 @@ class Projection:
         self._slots: dict[str, dict[str, tf.Tensor]] = {}
 
     def __call__(self, train_op: Any) -> Any:
-        """What is to be run instead of ``train_op``: the same, and then zeros where the masks drop.
+        """What is to be run instead of ``train_op``: the same, and then zeros where the masks of what it updates drop.
 
         Args:
             train_op: an operation or tensor that updates weights.
@@ -49,25 +49,30 @@ class Projection:
                 "is finalized and cannot be changed", where="graph", hint="Call project before a session finalizes it."
             )
         # Everything is asked before the first op is built.
-        chosen_again = [mask for mask in self._masks if mask.shadow is not None]
-        runs = TrainOp(update) if chosen_again else None
-        updates = {mask.layer: runs.update_of(mask.owner) for mask in chosen_again if runs is not None}
+        runs = TrainOp(update)
+        # What it does not update another train op may, in the same run and at the same time.
+        masks = [mask for mask in self._masks if runs.writers_of(mask.owner)]
+        updates = {mask.layer: runs.update_of(mask.owner) for mask in masks if mask.shadow is not None}
         written = [
             self._refreshed(mask, update, updates[mask.layer]) if mask.layer in updates else mask.project(update)
-            for mask in self._masks
+            for mask in masks
         ]
         _warn(updates)
+        if self._masks and not masks:
+            _log.warning(
+                "project: '%s' updates none of the masked layers, so nothing follows it. If something else updates "
+                "them in its stead (a queue runner), their masks are kept in the forward pass.",
+                update.name,
+            )
         with graph.as_default(), tf.control_dependencies([update, *written]):
             return tf.identity(train_op) if isinstance(train_op, tf.Tensor) else tf.no_op("projected")
 
     def _refreshed(self, mask: LayerMask, train_op: tf.Operation | tf.Tensor, update: Update) -> tf.Operation:
-        known = self._slots.get(mask.layer, {})
-        if not update.writers:
-            return refreshed(mask, train_op, tuple(known.values()), every_step=False)
         # An earlier train op's choice knows nothing of the momentum of this one, which may move what was dropped.
         every_step = bool(update.doubt) or mask.layer in self._slots
-        self._slots[mask.layer] = {**known, **{slot.name: slot for slot in update.slots}}
-        return refreshed(mask, train_op, tuple(self._slots[mask.layer].values()), every_step)
+        slots = self._slots.setdefault(mask.layer, {})
+        slots |= {slot.name: slot for slot in update.slots}
+        return refreshed(mask, train_op, tuple(slots.values()), every_step)
 
 
 def _warn(updates: dict[str, Update]) -> None:

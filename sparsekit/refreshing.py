@@ -27,7 +27,7 @@ def refreshed(
 
     Args:
         mask: of a layer with a shadow.
-        update: the train op.
+        update: the train op, one that writes the weight.
         slots: variables (references or resources) of the weight's shape that move a weight without a gradient; they
             get zeros where the mask drops.
         every_step: something else may move dropped weights: write all zeros after every step.
@@ -37,12 +37,13 @@ def refreshed(
     with mask.beside(), mask.graph.control_dependencies([update]):
         count, zeros = mask.batch.read_value(), mask.zeros.read_value()
         never_written = zeros < 0
-        # Not where this train op trained other layers, nor where the layer gets no gradients.
+        # Not where the layer got no gradients since.
         trained = tf.logical_and(count > 0, tf.not_equal(count, zeros))
         before = tf.where(never_written, count - 1, zeros)
         due = tf.logical_and(trained, count // period > before // period)
         rewrite = tf.logical_or(due, tf.logical_and(trained, never_written))
-        write = tf.logical_and(trained, tf.logical_not(rewrite))
+        # Without gradients, too: it may write sums of earlier ones, or what no gradient of the layer tells.
+        write = tf.logical_not(tf.logical_or(rewrite, never_written))
         if mask.masking == "in-place" and not every_step:
             # Masked gradients keep the zeros of a batch that found them.
             write = tf.logical_and(write, tf.not_equal(zeros, count - 1))

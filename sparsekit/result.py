@@ -194,7 +194,8 @@ class PruneResult:
 
         Args:
             train_op: an operation or tensor of a live graph that updates weights, of any optimizer. Of several, each is
-                to be handed over.
+                to be handed over; as one, a ``tf.group``, where they update the same layer in the same run. Layers that
+                it does not update are left as they are.
 
         Returns:
             An operation, or for a tensor its value.

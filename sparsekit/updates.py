@@ -18,6 +18,8 @@ from sparsekit.variable_reads import python_variables
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
+_OURS = f"/{SCOPE}/"
+
 
 @attrs.frozen
 class Update:
@@ -44,16 +46,21 @@ class TrainOp:
     def __init__(self, end: tf.Operation | tf.Tensor) -> None:
         self._before = _before(end if isinstance(end, tf.Operation) else end.op)
         weights = {op for op, found in python_variables(end.graph).items() if any(each.trainable for each in found)}
-        ours = f"/{SCOPE}/"
-        others = (op for op in self._before if _is_variable_op(op) and op not in weights and ours not in op.name)
+        others = (op for op in self._before if _is_variable_op(op) and op not in weights and _OURS not in op.name)
         self._others = sorted(others, key=lambda op: op.name)
         # Of those that are trained (sums of gradients, momentum that is kept by hand, slots), what depends on them.
         self._states: dict[tf.Operation, set[tf.Operation]] = {}
 
+    def writers_of(self, variable: tf.Operation) -> tuple[tf.Operation, ...]:
+        """The ops that write a variable, besides those that keep its zeros."""
+        target = variable.outputs[0]
+        users = (op for op in target.consumers() if op in self._before and _OURS not in op.name)
+        return tuple(op for op in users if _writes(op, target))
+
     def update_of(self, variable: tf.Operation) -> Update:
         """What it does to a variable."""
         target = variable.outputs[0]
-        writers = tuple(op for op in target.consumers() if op in self._before and _writes(op, target))
+        writers = self.writers_of(variable)
         slots: dict[str, tf.Tensor] = {}
         doubts = []
         for writer in writers:
@@ -162,7 +169,7 @@ def _adds(op: tf.Operation, variable: tf.Tensor) -> bool:
     if len(op.inputs) != 2 or op.inputs[0] is not variable:
         return True
     left = _outcomes(op, variable, (), start=1.0)
-    return left is None or bool(left.all())
+    return left is None or bool(left.all()) or variable.op in _before(op.inputs[1].op)
 
 
 def _outcomes(writer: tf.Operation, variable: tf.Tensor, slots: tuple[tf.Tensor, ...], start: float) -> Array | None:

@@ -241,12 +241,20 @@ def test_layers_go_by_their_own_update_freq(kind: str) -> None:
             step = result.project(sgd_step(model.loss()))
             shadows = [v.op.name for v in result.variables if v.op.name.endswith("/shadow")]
             assert shadows == ["net/fc/sparsekit/shadow", "net/back/sparsekit/shadow"]
+            changed: dict[str, set[int]] = {layer: set() for layer in LAYERS}
             with session(graph) as sess:
-                for batch in range(4):
+                before: list[Array] = []
+                for batch in range(8):
                     sess.run(step, {model.x: images(batch)})
                     weights, stored = sess.run([model.weights, list(result.variables[:8:2])])
                     for weight, mask in zip(weights.values(), stored, strict=True):
                         assert not weight[mask == 0].any()
+                    for layer, old, mask in zip(LAYERS, before, stored, strict=False):
+                        changed[layer] |= set() if np.array_equal(old, mask) else {batch + 1}
+                    before = stored
+            assert not changed["net/conv"] and not changed["net/up"]
+            assert changed["net/fc"] and changed["net/fc"] <= {2, 4, 6, 8}
+            assert changed["net/back"] - {2, 4, 6, 8}
 
 
 # --- train ops of all kinds -----------------------------------------------------------------------------------
@@ -311,6 +319,119 @@ def test_a_train_op_of_other_layers_chooses_nothing_for_these(kind: str, masking
                 assert sparsekit.verify(stripped).ok
                 outputs = [run_graph(graph_def, "y:0", {"x:0": images(9)}) for graph_def in (frozen, stripped)]
                 assert np.array_equal(*outputs)
+
+
+@pytest.mark.parametrize("masking", IN_VARIABLE)
+def test_train_ops_of_other_layers_may_run_at_the_same_time(kind: str, masking: str) -> None:
+    """What follows the one that ends first must not meet the update of the other one."""
+    together = Trained(masking, 1, lambda loss: momentum().minimize(loss))
+    with tf.Graph().as_default() as graph:
+        model = conv_net()
+        result = sparsekit.prune(graph, {"masking": masking, "update_freq": 1}, outputs=["y"])
+        pairs = momentum().compute_gradients(model.loss())
+        firsts = [(gradient, weight) for gradient, weight in pairs if "conv" in weight.name or "up" in weight.name]
+        names = {weight.name for _, weight in firsts}
+        with tf.control_dependencies([gradient for gradient, _ in pairs]):
+            seconds = [(tf.identity(gradient), weight) for gradient, weight in pairs if weight.name not in names]
+        second = result.project(momentum().apply_gradients(seconds))
+        with tf.control_dependencies([second]):
+            firsts = [(tf.identity(gradient), weight) for gradient, weight in firsts]
+        first = result.project(momentum().apply_gradients(firsts))
+        with session(graph, fusions=False) as sess:
+            for batch in range(4):
+                sess.run([first, second], {model.x: images(batch)})
+                together.train(batch)
+                found, expected = sess.run(model.weights), together.all()
+                for layer, weight in model.weights.items():
+                    assert bits(found[layer] + 0) == bits(expected[weight.op.name] + 0), (layer, batch)
+
+
+def momentum() -> Any:
+    return v1.train.MomentumOptimizer(0.5, 0.9)
+
+
+@pytest.mark.parametrize("update_freq", [0, 1])
+def test_a_train_op_leaves_layers_alone_that_it_does_not_update(kind: str, update_freq: int) -> None:
+    with tf.Graph().as_default() as graph:
+        model = conv_net()
+        result = sparsekit.prune(graph, {"masking": "project", "update_freq": update_freq}, outputs=["y"])
+        *others, last = model.weights.values()
+        step = result.project(sgd_step(model.loss()))
+        of_last = result.project(v1.train.GradientDescentOptimizer(2.0).minimize(model.loss(), var_list=[last]))
+        with session(graph) as sess:
+            sess.run(step, {model.x: images()})
+            for weight in model.weights.values():
+                weight.load(np.ones(weight.shape, np.float32), sess)
+            sess.run(of_last, {model.x: images()})
+            assert all(value.all() for value in sess.run(others))
+            assert not sess.run(last).all()
+
+
+@pytest.mark.parametrize("masking", IN_VARIABLE)
+def test_sums_of_gradients_may_be_handed_over_in_doubt(kind: str, masking: str) -> None:
+    """The op that adds to them updates no weight; the one that does meets no gradient."""
+    with tf.Graph().as_default() as graph:
+        model = conv_net()
+        result = sparsekit.prune(graph, {"masking": masking, "update_freq": 3}, outputs=["y"])
+        optimizer = momentum()
+        pairs = optimizer.compute_gradients(model.loss())
+        sums = [
+            v1.get_variable(f"sum{i}", weight.shape, initializer=v1.zeros_initializer(), trainable=False)
+            for i, (_, weight) in enumerate(pairs)
+        ]
+        add = tf.group(*(v1.assign_add(total, gradient) for total, (gradient, _) in zip(sums, pairs, strict=True)))
+        update = optimizer.apply_gradients([(total, weight) for total, (_, weight) in zip(sums, pairs, strict=True)])
+        add, update = result.project(add), result.project(update)
+        reset = tf.group(*(total.initializer for total in sums))
+        with session(graph) as sess:
+            for batch in range(12):
+                sess.run(add, {model.x: images(batch)})
+                if batch % 2:
+                    sess.run(update)
+                    sess.run(reset)
+                    for weight, mask in zip(
+                        *sess.run([list(model.weights.values()), result.variables[:8:2]]), strict=True
+                    ):
+                        assert not weight[mask == 0].any(), batch
+
+
+@pytest.mark.parametrize("masking", IN_VARIABLE)
+def test_momentum_that_another_op_keeps_is_in_doubt(kind: str, masking: str, caplog: pytest.LogCaptureFixture) -> None:
+    with tf.Graph().as_default() as graph:
+        model = conv_net()
+        result = sparsekit.prune(graph, {"masking": masking, "update_freq": 2}, outputs=["y"])
+        pairs = v1.train.GradientDescentOptimizer(0.1).compute_gradients(model.loss(), list(model.weights.values()))
+        kept = [
+            v1.get_variable(f"kept{i}", weight.shape, initializer=v1.zeros_initializer(), trainable=False)
+            for i, (_, weight) in enumerate(pairs)
+        ]
+        keep = tf.group(*(v1.assign(m, 0.9 * m + g) for m, (g, _) in zip(kept, pairs, strict=True)))
+        update = tf.group(*(v1.assign_sub(w, 0.5 * m) for m, (_, w) in zip(kept, pairs, strict=True)))
+        update = result.project(update)
+        assert caplog.text.count("updates the weight by what 'kept") == 4
+        with session(graph) as sess:
+            for batch in range(9):
+                sess.run(keep, {model.x: images(batch)})
+                sess.run(update)
+                for weight, mask in zip(*sess.run([list(model.weights.values()), result.variables[:8:2]]), strict=True):
+                    assert not weight[mask == 0].any(), batch
+
+
+def test_what_follows_a_train_op_that_updates_no_layer_is_nothing_and_said_so_in_doubt(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tf.Graph().as_default() as graph:
+        model = conv_net()
+        result = sparsekit.prune(graph, {"masking": "project"}, outputs=["y"])
+        result.project(model.loss())
+    assert "updates none of the masked layers" in caplog.text
+
+
+def test_what_was_handed_over_may_be_handed_over_again(kind: str) -> None:
+    trained = Trained("project", 2, sgd_step, after=lambda result, step: result.project(result.project(step)))
+    for batch in range(4):
+        trained.train(batch)
+        trained.check()
 
 
 def by_hand(loss: Any) -> Any:

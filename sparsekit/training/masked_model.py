@@ -125,7 +125,7 @@ class MaskedModel:
             The same object.
 
         Raises:
-            ConfigError: it is no optimizer of Keras 3.
+            ConfigError: it is no optimizer of Keras 3, or wrapped for another result.
             GraphError: the result is finalized.
         """
         self._require_open()
