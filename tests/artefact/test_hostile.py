@@ -116,7 +116,8 @@ def test_the_isolation_notices_what_it_is_for(isolation: Isolation, tmp_path: Pa
 def test_attacks(name: str, isolation: Isolation, tmp_path: Path) -> None:
     model = tmp_path / "attack.pb"
     model.write_bytes(ATTACKS[name]().SerializeToString())
-    found = isolation.run(model)
+    # A report makes the plan, too.
+    found = isolation.run(model, [verb for verb in VERBS if verb != "plan" or name not in LARGE])
     ends_well(found, model)
     if name in REFUSED:
         for verb in ("prune", "verify"):
