@@ -13,6 +13,7 @@ import tensorflow as tf
 from tensorflow.core.framework import node_def_pb2
 from tensorflow.python.framework import op_def_registry
 
+from sparsekit.graph.forward import reached
 from sparsekit.masking import SCOPE, state_variable
 from sparsekit.variable_reads import python_variables
 
@@ -26,12 +27,10 @@ class Update:
     """What a train op does to a variable.
 
     Attributes:
-        writers: the ops that write it.
         slots: other variables of its shape (references or resources) that move a weight which has no gradient.
         doubt: why there may be more that does, half a sentence; "" if there is not.
     """
 
-    writers: tuple[tf.Operation, ...]
     slots: tuple[tf.Tensor, ...]
     doubt: str
 
@@ -60,10 +59,9 @@ class TrainOp:
     def update_of(self, variable: tf.Operation) -> Update:
         """What it does to a variable."""
         target = variable.outputs[0]
-        writers = self.writers_of(variable)
         slots: dict[str, tf.Tensor] = {}
         doubts = []
-        for writer in writers:
+        for writer in self.writers_of(variable):
             asked = _moving_slots(writer, target)
             if asked is None:
                 doubts.append(f"how '{writer.name}' ({writer.type}) updates the weight is not known")
@@ -72,7 +70,7 @@ class TrainOp:
             state = self._state_in(writer, target)
             if state is not None:
                 doubts.append(f"'{writer.name}' ({writer.type}) updates the weight by what '{state.name}' holds")
-        return Update(writers, tuple(slots.values()), "; ".join(dict.fromkeys(doubts)))
+        return Update(tuple(slots.values()), "; ".join(dict.fromkeys(doubts)))
 
     def _state_in(self, writer: tf.Operation, variable: tf.Tensor) -> tf.Operation | None:
         """A variable, as large as the weight at least, that what is written depends on, besides the op's own slots."""
@@ -94,26 +92,15 @@ class TrainOp:
         return any(op in self._before or _adds(op, state) for op in writers)
 
     def _computed_from(self, variable: tf.Operation) -> set[tf.Operation]:
-        found: set[tf.Operation] = set()
-        new = [variable]
-        while new:
-            users = {user for output in new.pop().outputs for user in output.consumers()}
-            users = {user for user in users if user in self._before} - found
-            found |= users
-            new += users
-        return found
+        def users(op: tf.Operation) -> set[tf.Operation]:
+            return {user for output in op.outputs for user in output.consumers()} & self._before
+
+        return reached([variable], users)
 
 
 def _before(end: tf.Operation) -> set[tf.Operation]:
     """The op and all that run before it."""
-    found = {end}
-    new = [end]
-    while new:
-        op = new.pop()
-        before = {*(tensor.op for tensor in op.inputs), *op.control_inputs} - found
-        found |= before
-        new += before
-    return found
+    return reached([end], lambda op: [*(tensor.op for tensor in op.inputs), *op.control_inputs])
 
 
 def _writes(op: tf.Operation, variable: tf.Tensor) -> bool:

@@ -82,8 +82,17 @@ class Trainers:
         Raises:
             ConfigError: it is no optimizer of Keras 3, or wrapped for another result.
         """
-        if id(inner(optimizer)) not in self._optimizers:
-            self._wrap(optimizer, self._model)
+        if id(inner(optimizer)) in self._optimizers:
+            return
+        if not is_optimizer(optimizer):
+            raise ConfigError(
+                f"got {type(optimizer).__name__}",
+                where="wrap",
+                expected="an optimizer of Keras 3",
+                hint="With any other optimizer call .step() after every step.",
+            )
+        require_free(optimizer, "wrap")
+        self._wrap(optimizer, self._model)
 
     def clear_momenta(self, weight: MaskedWeight | None = None) -> None:
         """Masks have changed, of all weights or of one: what was dropped must not move, unless it is to train on."""
@@ -105,14 +114,6 @@ class Trainers:
         self._outer.clear()
 
     def _wrap(self, optimizer: Any, trained: Any) -> None:
-        if not is_optimizer(optimizer):
-            raise ConfigError(
-                f"got {type(optimizer).__name__}",
-                where="wrap",
-                expected="an optimizer of Keras 3",
-                hint="With any other optimizer call .step() after every step.",
-            )
-        require_free(optimizer, "wrap")
         choice = chosen_masking(self._config, trained, optimizer)
         if choice.masking == "in-place" and ";" in choice.why:
             _log.warning("%s Dropped weights may move between steps; finalize() takes that out again.", choice)
