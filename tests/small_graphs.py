@@ -66,6 +66,10 @@ class Model:
 Through = Callable[[str, Any], Any]
 
 
+# Of `conv_net`, by their ops.
+LAYERS = ["net/conv", "net/up", "net/fc", "net/back"]
+
+
 def conv_net(through: Through = lambda layer, weight: weight) -> Model:
     """Every built-in layout once: Conv2D, a transposed one with a dynamic batch, MatMul, a transposed MatMul.
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from small_graphs import (
+    LAYERS,
     Array,
     bits,
     constants,
@@ -32,7 +33,6 @@ from sparsekit.errors import GraphError
 from sparsekit.pattern import keep_mask
 
 v1 = tf.compat.v1
-LAYERS = ["net/conv", "net/up", "net/fc", "net/back"]
 OPTIMIZERS = {"momentum": sgd, "rmsprop": rmsprop}
 FREQUENCIES = [0, 1, 2, 3]
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from small_graphs import (
+    LAYERS,
     Array,
     Model,
     bits,
@@ -33,7 +34,6 @@ from sparsekit.errors import ConfigError, GraphError
 from sparsekit.pattern import keep_mask
 
 v1 = tf.compat.v1
-LAYERS = ["net/conv", "net/up", "net/fc", "net/back"]
 MASKINGS = ("forward", "in-place", "project")
 OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "sgd": lambda: v1.train.GradientDescentOptimizer(0.1),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from small_graphs import (
+    LAYERS,
     Array,
     bits,
     conv_net,
@@ -27,7 +28,6 @@ import sparsekit
 from sparsekit.pattern import keep_mask
 
 v1 = tf.compat.v1
-LAYERS = ["net/conv", "net/up", "net/fc", "net/back"]
 IN_VARIABLE = ("in-place", "project")
 STEPS = 12
 Optimizer = Callable[[], Any]

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_graphs import VARIABLE_OPS, bits, conv_net, counts, images, masks, session, sgd, values, variable
+from small_graphs import LAYERS, VARIABLE_OPS, bits, conv_net, counts, images, masks, session, sgd, values, variable
 from tensorflow.python.framework import kernels
 
 import sparsekit
@@ -20,7 +20,6 @@ from sparsekit.pattern import Pattern, keep_mask
 
 v1 = tf.compat.v1
 PATTERNS = [Pattern.parse(text) for text in ("2:4", "1:4", "4:8", "1:2", "3:5")]
-LAYERS = ["net/conv", "net/up", "net/fc", "net/back"]
 ODD = [0.0, -0.0, 1.0, -1.0, 1e-45, -3e-45, 1e-38, -1e-38, 2.0, 0.5, float("inf")]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from small_graphs import (
+    LAYERS,
     VARIABLE_KINDS,
     Model,
     bits,
@@ -29,7 +30,6 @@ import sparsekit
 from sparsekit.pattern import keep_mask
 
 v1 = tf.compat.v1
-LAYERS = ["net/conv", "net/up", "net/fc", "net/back"]
 OPTIMIZERS = {"momentum": sgd, "rmsprop": rmsprop}
 
 
@@ -247,7 +247,7 @@ TRAIN_IMPORTED = """
                 v1.train.import_meta_graph(f"{sys.argv[1]}/{name}.meta", import_scope=scope)
                 x, y = (graph.get_tensor_by_name(f"{prefix}{tensor}:0") for tensor in ("x", "y"))
                 step = sgd(tf.reduce_mean(tf.square(y - 1.0)))
-                layers = [prefix + layer for layer in ("net/conv", "net/up", "net/fc", "net/back")]
+                layers = [prefix + layer for layer in LAYERS]
                 with session(graph) as sess:
                     for batch in range(2):
                         sess.run(step, {x: images(batch)})
