@@ -238,7 +238,7 @@ TRAIN_IMPORTED = """
         assert importlib.util.find_spec("tensorflow") is not None
         assert "tensorflow" not in sys.modules
         import tensorflow as tf
-    from small_graphs import counts, images, masks, session, sgd, v1
+    from small_graphs import LAYERS, counts, images, masks, session, sgd, v1
 
     for name in ("ref", "resource"):
         for scope in (None, "there"):
