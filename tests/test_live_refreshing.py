@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,6 +52,12 @@ MOMENTA = {
     "centered rmsprop": ["RMSProp_2"],
     "ftrl": ["Ftrl_1"],
 }
+# One for every layer, in turn.
+OF_LAYERS = [
+    ("adam", "momentum", "nesterov", "rmsprop"),
+    ("centered rmsprop", "ftrl"),
+    ("adagrad", "sgd", "adadelta", "proximal"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -71,11 +78,12 @@ class Trained:
         update_freq: int,
         update: Callable[[Any], Any],
         after: Callable[[Any, Any], Any] = lambda result, step: result.project(step),
+        **config: Any,
     ) -> None:
         self.graph = tf.Graph()
         with self.graph.as_default():
             self.model = conv_net()
-            config = {"masking": masking, "update_freq": update_freq}
+            config |= {"masking": masking, "update_freq": update_freq}
             self.result = sparsekit.prune(self.graph, config, outputs=["y"])
             self.step = update(self.model.loss())
             self.step = self.step if masking == "forward" else after(self.result, self.step)
@@ -183,52 +191,67 @@ def test_masks_and_weights_are_those_of_an_oracle_after_every_step(kind: str, op
         assert returned > 4
 
 
-@pytest.mark.parametrize("update_freq", [1, 3])
-@pytest.mark.parametrize("masking", IN_VARIABLE)
-def test_every_masking_chooses_from_the_very_weights(kind: str, masking: str, update_freq: int) -> None:
+def test_every_masking_chooses_from_the_very_weights(kind: str) -> None:
     """Bit for bit those of the forward pass, where an optimizer has no momentum that is cleared."""
-    found, forward = (Trained(how, update_freq, sgd_step) for how in (masking, "forward"))
-    masks_before = dict.fromkeys(LAYERS)
+    often = [{"layers": ["net/up", "net/fc"], "update_freq": 1}]
+    forward, *in_variable = (Trained(each, 3, sgd_step, override=often) for each in ("forward", *IN_VARIABLE))
+    masks_before: dict[str, dict[str, Array]] = {masking: {} for masking in IN_VARIABLE}
     for batch in range(STEPS):
-        for trained in (found, forward):
-            trained.train(batch)
+        forward.train(batch)
         expected = forward.all()
-        for layer, weight in found.dense().items():
-            assert bits(weight + 0) == bits(expected[forward.model.weights[layer].op.name] + 0), (layer, batch)
-            used = masks_before[layer]
-            # Forward chooses when the next batch comes.
-            assert used is None or np.array_equal(used, expected[f"{layer}/sparsekit/mask"])
-        masks_before = {layer: mask for layer, _, mask, _ in found.parts()}
-        assert bits(found.all()["net/b_fc"]) == bits(expected["net/b_fc"])
-        found.check()
-        assert counts(found.session, LAYERS) == [batch + 1] * 4
-        if batch % 4 == 0:  # an evaluation
-            before = {name: bits(value) for name, value in found.all().items()}
-            outputs = [t.session.run(t.model.y, {t.model.x: images(99)}) for t in (found, forward)]
-            assert np.array_equal(*outputs)
-            assert before == {name: bits(value) for name, value in found.all().items()}
+        outputs = forward.session.run(forward.model.y, {forward.model.x: images(99)})
+        for masking, found in zip(IN_VARIABLE, in_variable, strict=True):
+            found.train(batch)
+            for layer, weight in found.dense().items():
+                name = forward.model.weights[layer].op.name
+                assert bits(weight + 0) == bits(expected[name] + 0), (masking, layer, batch)
+                # Forward chooses when the next batch comes.
+                used = masks_before[masking].get(layer)
+                assert used is None or np.array_equal(used, expected[f"{layer}/sparsekit/mask"]), (masking, layer)
+            masks_before[masking] = {layer: mask for layer, _, mask, _ in found.parts()}
+            assert bits(found.all()["net/b_fc"]) == bits(expected["net/b_fc"]), masking
+            found.check()
+            assert counts(found.session, LAYERS) == [batch + 1] * 4, masking
+            if batch % 4 == 0:  # an evaluation
+                before = {name: bits(value) for name, value in found.all().items()}
+                assert np.array_equal(found.session.run(found.model.y, {found.model.x: images(99)}), outputs), masking
+                assert before == {name: bits(value) for name, value in found.all().items()}, masking
 
 
 def sgd_step(loss: Any) -> Any:
     return v1.train.GradientDescentOptimizer(2.0).minimize(loss)
 
 
-@pytest.mark.parametrize(
-    ("masking", "optimizer"),
-    [*(("in-place", name) for name in OPTIMIZERS), *(("project", name) for name in MOMENTA)],
-)
-def test_momentum_of_dropped_weights_is_cleared_whatever_the_optimizer(kind: str, optimizer: str, masking: str) -> None:
-    trained = Trained(masking, 2, lambda loss: OPTIMIZERS[optimizer]().minimize(loss))
+def each_its_own(*names: str) -> Callable[[Any], Any]:
+    """Makes train ops that update every layer by another optimizer, after all gradients: in one order, then."""
+
+    def update(loss: Any) -> Any:
+        weights = sorted(v1.trainable_variables(), key=lambda weight: "/b_" in weight.op.name)
+        pairs = list(zip(v1.gradients(loss, weights), weights, strict=True))
+        with tf.control_dependencies([gradient for gradient, _ in pairs]):
+            steps = [OPTIMIZERS[name]().apply_gradients(pairs[i :: len(names)]) for i, name in enumerate(names)]
+        return tf.group(*steps)
+
+    return update
+
+
+@pytest.mark.parametrize("masking", IN_VARIABLE)
+@pytest.mark.parametrize("names", OF_LAYERS, ids=" ".join)
+def test_momentum_of_dropped_weights_is_cleared_whatever_the_optimizer(
+    kind: str, names: tuple[str, ...], masking: str
+) -> None:
+    trained = Trained(masking, 2, each_its_own(*names))
     for batch in range(8):
         trained.train(batch)
         trained.check()
     found = trained.all()
-    for layer, weight in trained.model.weights.items():
+    for optimizer, (layer, weight) in zip(itertools.cycle(names), trained.model.weights.items()):
         dropped = found[f"{layer}/sparsekit/mask"] == 0
         slots = {name: value for name, value in found.items() if name.startswith(f"{weight.op.name}/")}
+        assert bool(slots) == (optimizer != "sgd"), optimizer
         for name, value in slots.items():
             momentum = name.rpartition("/")[2] in MOMENTA.get(optimizer, [])
-            assert not value[dropped].any() if momentum else value.any(), name
+            assert not value[dropped].any() if momentum else value.any(), (optimizer, name)
         # All that was ever trained keeps its second moments.
         if optimizer == "adam" and layer == "net/conv":
             assert slots[f"{weight.op.name}/Adam_1"][dropped].any()
@@ -263,13 +286,9 @@ def test_layers_go_by_their_own_update_freq(kind: str) -> None:
 
 
 @pytest.mark.parametrize("masking", IN_VARIABLE)
-@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
-def test_a_train_op_that_was_not_handed_over_is_masked_forward(kind: str, masking: str, optimizer: str) -> None:
+def test_a_train_op_that_was_not_handed_over_is_masked_forward(kind: str, masking: str) -> None:
     """Right, with weights and momenta bit for bit as there."""
-
-    def update(loss: Any) -> Any:
-        return OPTIMIZERS[optimizer]().minimize(loss)
-
+    update = each_its_own("adam", "momentum", "sgd")
     forgotten = Trained(masking, 2, update, after=lambda result, step: step)
     forward = Trained("forward", 2, update)
     for batch in range(STEPS - 1):  # none is due then
@@ -316,6 +335,8 @@ def test_a_train_op_of_other_layers_chooses_nothing_for_these(kind: str, masking
                 sess.run(step, {model.x: images()})
                 assert counts(sess, LAYERS) == trained
                 assert sess.run(list(result.variables[8::2])) == [count or -1 for count in trained]
+                if trained == [1, 1, 0, 0]:  # the same is in the graph afterwards
+                    continue
                 frozen = freeze(sess, ["y"])
                 stripped = sparsekit.strip(frozen)
                 assert sparsekit.verify(stripped).ok
@@ -468,8 +489,18 @@ def in_a_cond(loss: Any) -> Any:
     return tf.group(v1.cond(loss < 1e9, lambda: optimizer.apply_gradients(pairs), tf.no_op))
 
 
-@pytest.mark.parametrize("masking", IN_VARIABLE)
-@pytest.mark.parametrize("update", [by_hand, accumulated, in_a_cond], ids=lambda update: update.__name__)
+@pytest.mark.parametrize(
+    ("kind", "masking", "update"),
+    [
+        ("ref", "in-place", by_hand),
+        ("resource", "project", by_hand),
+        ("ref", "project", accumulated),
+        ("resource", "in-place", accumulated),
+        ("ref", "in-place", in_a_cond),
+        ("resource", "project", in_a_cond),
+    ],
+    indirect=["kind"],
+)
 def test_zeros_stay_where_an_update_is_in_doubt(
     kind: str, masking: str, update: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -518,69 +549,89 @@ def test_what_a_layer_normalizes_with_is_no_momentum(kind: str) -> None:
 
 
 @pytest.mark.parametrize("masking", IN_VARIABLE)
-@pytest.mark.parametrize("stopped", [2, 3])
-def test_what_was_stopped_and_restored_ends_with_the_very_weights(
-    kind: str, masking: str, stopped: int, tmp_path: Path
+def test_what_was_stopped_and_restored_ends_with_the_very_weights(kind: str, masking: str, tmp_path: Path) -> None:
+    """Before a choice, and after one."""
+    whole, restored = (Trained(masking, 3, lambda loss: OPTIMIZERS["adam"]().minimize(loss)) for _ in range(2))
+    with whole.graph.as_default():
+        saver = v1.train.Saver()
+        for batch in range(8):
+            if batch in (2, 3):
+                saver.save(whole.session, str(tmp_path / "stopped"), batch)
+            whole.train(batch)
+    expected = {name: bits(value) for name, value in whole.all().items()}
+    with restored.graph.as_default():
+        saver, initialize = v1.train.Saver(), v1.global_variables_initializer()
+        for stopped in (2, 3):
+            restored.session.run(initialize)
+            saver.restore(restored.session, str(tmp_path / f"stopped-{stopped}"))
+            for batch in range(stopped, 8):
+                restored.train(batch)
+            assert {name: bits(value) for name, value in restored.all().items()} == expected, stopped
+
+
+@pytest.mark.parametrize(
+    ("kind", "masking", "update_freq"),
+    [("ref", "in-place", 0), ("ref", "project", 2), ("resource", "in-place", 2), ("resource", "project", 0)],
+    indirect=["kind"],
+)
+def test_a_monitored_session_that_was_stopped_goes_on(
+    kind: str, masking: str, update_freq: int, tmp_path: Path
 ) -> None:
-    whole, first, second = (Trained(masking, 3, lambda loss: OPTIMIZERS["adam"]().minimize(loss)) for _ in range(3))
-    for batch in range(8):
-        whole.train(batch)
-    for batch in range(stopped):
-        first.train(batch)
-    with first.graph.as_default():
-        v1.train.Saver().save(first.session, str(tmp_path / "stopped"))
-    with second.graph.as_default():
-        v1.train.Saver().restore(second.session, str(tmp_path / "stopped"))
-    for batch in range(stopped, 8):
-        second.train(batch)
-    found, expected = second.all(), whole.all()
-    assert {name: bits(value) for name, value in found.items()} == {n: bits(v) for n, v in expected.items()}
-
-
-@pytest.mark.parametrize("masking", IN_VARIABLE)
-def test_a_monitored_session_that_was_stopped_goes_on(kind: str, masking: str, tmp_path: Path) -> None:
-    def run(folder: Path, last: int) -> dict[str, bytes]:
+    def run(last: int) -> None:
         with tf.Graph().as_default() as graph:
             model = conv_net()
-            result = sparsekit.prune(graph, {"masking": masking, "update_freq": 2}, outputs=["y"])
+            result = sparsekit.prune(graph, {"masking": masking, "update_freq": update_freq}, outputs=["y"])
             count = v1.train.get_or_create_global_step()
-            loss = model.loss()
-            step = result.project(v1.train.MomentumOptimizer(0.5, 0.9).minimize(loss, global_step=count))
-            variables = v1.global_variables()
+            step = v1.train.MomentumOptimizer(0.5, 0.9).minimize(model.loss(), global_step=count)
+            step = result.project(step) if masking == "project" or update_freq else step
+            variables, initialize = v1.global_variables(), v1.global_variables_initializer()
             hooks = [v1.train.StopAtStepHook(last_step=last)]
-            with v1.train.MonitoredTrainingSession(checkpoint_dir=str(folder), hooks=hooks) as sess:
+            with v1.train.MonitoredTrainingSession(checkpoint_dir=str(tmp_path), hooks=hooks) as sess:
                 while not sess.should_stop():
                     batch = sess.run_step_fn(lambda step_context: step_context.session.run(count))
                     sess.run(step, {model.x: images(int(batch))})
                     found = sess.run_step_fn(lambda step_context: step_context.session.run(variables))
-        return {v.op.name: bits(value) for v, value in zip(variables, found, strict=True)}
+            with v1.Session() as sess:
+                sess.run(initialize)
+                for batch in range(last):
+                    sess.run(step, {model.x: images(batch)})
+                expected = sess.run(variables)
+        for each, value, wanted in zip(variables, found, expected, strict=True):
+            assert bits(value) == bits(wanted), (each.name, last)
 
-    run(tmp_path / "stopped", 3)
-    assert run(tmp_path / "stopped", 6) == run(tmp_path / "whole", 6)
+    run(3)
+    run(6)
 
 
 @pytest.mark.parametrize("masking", IN_VARIABLE)
-@pytest.mark.parametrize("steps", [0, 1, 2])
-def test_a_frozen_graph_is_stripped_of_all_of_it(kind: str, masking: str, steps: int) -> None:
+def test_a_frozen_graph_is_stripped_of_all_of_it(kind: str, masking: str) -> None:
     """After a choice nothing is due: no warning (see the fixture)."""
     trained = Trained(masking, 2, lambda loss: OPTIMIZERS["momentum"]().minimize(loss))
-    for batch in range(steps):
-        trained.train(batch)
-    masked = freeze(trained.session, ["y"])
-    stripped = sparsekit.strip(masked)
-    assert sparsekit.verify(stripped).ok
-    assert b"sparsekit" not in stripped.SerializeToString().lower()
     with tf.Graph().as_default() as graph:
         conv_net()
         with session(graph) as sess:
             dense = freeze(sess, ["y"])
-    assert {node.name: node.op for node in stripped.node} == {node.name: node.op for node in dense.node}
-    feeds = {"x:0": images(99, batch=5)}
-    assert np.array_equal(run_graph(masked, "y:0", feeds), run_graph(stripped, "y:0", feeds))
+    for steps in (0, 1, 2):
+        masked = freeze(trained.session, ["y"])
+        stripped = sparsekit.strip(masked)
+        assert sparsekit.verify(stripped).ok, steps
+        assert b"sparsekit" not in stripped.SerializeToString().lower(), steps
+        assert {node.name: node.op for node in stripped.node} == {node.name: node.op for node in dense.node}, steps
+        feeds = {"x:0": images(99, batch=5)}
+        assert np.array_equal(run_graph(masked, "y:0", feeds), run_graph(stripped, "y:0", feeds)), steps
+        trained.train(steps)
 
 
-@pytest.mark.parametrize("masking", IN_VARIABLE)
-@pytest.mark.parametrize("scope", [None, "far/away"])
+@pytest.mark.parametrize(
+    ("kind", "masking", "scope"),
+    [
+        ("ref", "in-place", None),
+        ("ref", "project", "far/away"),
+        ("resource", "in-place", "far/away"),
+        ("resource", "project", None),
+    ],
+    indirect=["kind"],
+)
 def test_a_train_op_is_imported_with_what_follows_it(
     kind: str, masking: str, scope: str | None, tmp_path: Path
 ) -> None:
