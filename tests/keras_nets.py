@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -12,6 +12,7 @@ import tensorflow as tf
 import sparsekit
 
 SIZES = (16, 12, 3)
+TWO_LAYERS = (16, 3)  # where one more tells nothing, and the graph is large
 _RANDOM = np.random.default_rng(0)
 X = _RANDOM.standard_normal((80, 8)).astype(np.float32)
 Y = (X @ _RANDOM.standard_normal((8, SIZES[-1]))).argmax(1)
@@ -28,10 +29,10 @@ class MaskedByHand(keras.layers.Dense):
         return self.activation(inputs @ (tf.cast(self.kernel, self.compute_dtype) * mask) + self.bias)
 
 
-def net(layer: Any = keras.layers.Dense, seed: int = 1, **options: Any) -> Any:
-    """Three dense layers, the same weights for the same seed."""
+def net(layer: Any = keras.layers.Dense, seed: int = 1, sizes: Sequence[int] = SIZES, **options: Any) -> Any:
+    """Dense layers, by default three, the same weights for the same seed."""
     keras.utils.set_random_seed(seed)
-    *hidden, last = SIZES
+    *hidden, last = sizes
     layers = [layer(size, activation="relu", name=f"dense_{i}", **options) for i, size in enumerate(hidden)]
     return keras.Sequential([keras.Input((8,)), *layers, layer(last, name="head", **options)])
 
@@ -57,17 +58,17 @@ def kernels(model: Any) -> list[Any]:
     return [layer.kernel.numpy() for layer in model.layers]
 
 
-def pruned_net(optimizer: Any, config: dict[str, Any], **options: Any) -> tuple[Any, Any]:
-    model = compiled(net(), optimizer, **options)
+def pruned_net(optimizer: Any, config: dict[str, Any], sizes: Sequence[int] = SIZES, **options: Any) -> tuple[Any, Any]:
+    model = compiled(net(sizes=sizes), optimizer, **options)
     return model, sparsekit.prune(model, config)
 
 
-def trained_by_hand(optimizer: Any, masks: list[Any], epochs: int = 5, **options: Any) -> list[Any]:
+def trained_by_hand(optimizer: Any, masks: list[Any], sizes: Sequence[int] = SIZES) -> list[Any]:
     """The weights after training with masks in the layers' own calls."""
-    model = compiled(net(MaskedByHand), optimizer, **options)
+    model = compiled(net(MaskedByHand, sizes=sizes), optimizer)
     for layer, mask in zip(model.layers, masks, strict=True):
         layer.mask = mask
-    train(model, epochs=epochs)
+    train(model)
     kept = [kernel * mask for kernel, mask in zip(kernels(model), masks, strict=True)]
     return [*kept, *(layer.bias.numpy() for layer in model.layers)]
 

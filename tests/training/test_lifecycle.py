@@ -18,8 +18,19 @@ optimizers = keras.optimizers
 L = keras.layers
 
 
-@pytest.mark.parametrize("masking", ["in-place", "project", "forward"])
-@pytest.mark.parametrize("when", ["before compile", "after compile", "after a fit", "compiled again"])
+@pytest.mark.parametrize(
+    ("when", "masking"),
+    [
+        ("before compile", "in-place"),
+        ("before compile", "forward"),
+        ("after compile", "project"),
+        ("after a fit", "in-place"),
+        ("after a fit", "project"),
+        ("after a fit", "forward"),
+        ("compiled again", "in-place"),
+        ("compiled again", "project"),
+    ],
+)
 def test_pruned_at_any_time_the_masks_hold(when: str, masking: str) -> None:
     model = net()
     if when != "before compile":
