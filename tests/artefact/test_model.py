@@ -214,17 +214,36 @@ def test_a_saved_model_that_cannot_be_written_leaves_nothing_behind(tmp_path, mo
 def test_a_kill_at_any_moment_leaves_the_old_model_or_the_new(tmp_path):
     module_export(tmp_path / "m")
     old = files(tmp_path / "m")
-    script = "import sparsekit\nresult = sparsekit.prune('m')\nprint('go', flush=True)\nwhile True: result.save('m')\n"
+    script = """
+import os, signal, sys, time
+import sparsekit
+result = sparsekit.prune("m")
+for delay in map(float, sys.argv[1:]):
+    child = os.fork()
+    if not child:
+        try:
+            while True:
+                result.save("m")
+        finally:
+            os._exit(1)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    print(os.waitpid(child, 0)[1], flush=True)
+    input()
+"""
     sparsekit.prune(tmp_path / "m").save(tmp_path / "new")
     new = files(tmp_path / "new")
     shutil.rmtree(tmp_path / "new")
-    for delay in np.linspace(0, 0.05, 6):
-        process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE)
-        assert process.stdout is not None and process.stdout.readline() == b"go\n"
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert files(tmp_path / "m") in (old, new)
+    delays = [f"{delay:.3f}" for delay in np.linspace(0, 0.1, 12)]
+    command, pipe = [sys.executable, "-c", script, *delays], subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, stdin=pipe, stdout=pipe) as process:
+        assert process.stdin is not None and process.stdout is not None
+        for _ in delays:
+            assert process.stdout.readline() == b"9\n"
+            assert files(tmp_path / "m") in (old, new)
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+    assert process.returncode == 0
 
 
 @pytest.mark.slow
