@@ -226,7 +226,36 @@ def test_a_kill_at_any_point_leaves_the_old_model_or_the_new(tmp_path):
         assert [tuple(found) for found in writes] == [("old", int(signal.SIGXFSZ))] * len(writes), target
 
 
-  before = contents(target), sorted(os.listdir(disk)), contents(source)
+# A full disk
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one mebibyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"NOT TESTED on a disk that is really full: mounting one needs root ({mounted.stderr.strip()})")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("out", ["over its input", "over another", "new"])
+@pytest.mark.parametrize("name", ["m.pb", "m"])
+def test_a_full_disk_is_said_and_leaves_no_half_model(tmp_path, disk, name, out):
+    source, target = tmp_path / name, disk / name
+    MAKERS[name](source)
+    if out == "over its input":
+        source = shutil.move(source, target)
+    elif out == "over another":
+        shutil.move(source, target)
+        MAKERS[name](source)
+    else:
+        (disk / "full").write_bytes(bytes(700_000))
+    before = contents(target), sorted(os.listdir(disk)), contents(source)
     status, output = command("prune", source, "-o", target)
     assert status == 2
     assert output == (
