@@ -201,6 +201,7 @@ KILLED = """
             writes.append((state(), end))
         return json.loads(told.read_text()), writes
 
+    main(["plan", sys.argv[3]], standalone_mode=False)  # loads what every child would load
     print(json.dumps([killed(*paths) for paths in zip(*[map(Path, sys.argv[1:])] * 3)]))
 """
 
