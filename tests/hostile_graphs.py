@@ -241,7 +241,7 @@ def _long_names(op: bool) -> Callable[[], Any]:
 
 def _many_functions() -> Any:
     graph = Graph()
-    for i in range(40_000):
+    for i in range(50_000):
         graph.function(f"f{i}")
     graph.layer(graph.const("w"))
     return graph.proto
@@ -260,7 +260,7 @@ def _deep_calls() -> Any:
 def _one_weight_many_layers() -> Any:
     graph = Graph()
     graph.const("w", np.ones((64, 64), np.float32))
-    for i in range(20_000):
+    for i in range(25_000):
         graph.layer("w", f"fc{i}")
     return graph.proto
 
@@ -331,8 +331,8 @@ def _outer(graph: Graph) -> str:
 
 def _squares(graph: Graph) -> str:
     """Multiplications of matrices, for long."""
-    last = graph.const("m", np.ones((512, 512), np.int32))
-    for i in range(300):
+    last = graph.const("m", np.ones((32, 32), np.int32))
+    for i in range(3_000):
         last = graph.node(f"square{i}", "MatMul", [last, last], T=INT32)
     return last
 
@@ -480,7 +480,7 @@ ATTACKS: Mapping[str, Callable[[], Any]] = {
     ),
     "concat_of_minus_one": _with(lambda g: g.node("c", "ConcatV2", [], N=-1, T=FLOAT)),
     # Much of it
-    "concat_of_many": _concat_of(40_000),
+    "concat_of_many": _concat_of(50_000),
     "concat_of_concats": _concat_twice,
     "concat_chain": _concat_chain,
     "reshape_chain": _chain("Squeeze", 20_000, 1_000),
