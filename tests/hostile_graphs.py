@@ -241,7 +241,7 @@ def _long_names(op: bool) -> Callable[[], Any]:
 
 def _many_functions() -> Any:
     graph = Graph()
-    for i in range(100_000):
+    for i in range(50_000):
         graph.function(f"f{i}")
     graph.layer(graph.const("w"))
     return graph.proto
@@ -260,7 +260,7 @@ def _deep_calls() -> Any:
 def _one_weight_many_layers() -> Any:
     graph = Graph()
     graph.const("w", np.ones((64, 64), np.float32))
-    for i in range(50_000):
+    for i in range(25_000):
         graph.layer("w", f"fc{i}")
     return graph.proto
 
@@ -480,12 +480,12 @@ ATTACKS: Mapping[str, Callable[[], Any]] = {
     ),
     "concat_of_minus_one": _with(lambda g: g.node("c", "ConcatV2", [], N=-1, T=FLOAT)),
     # Much of it
-    "concat_of_a_million": _concat_of(100_000),
+    "concat_of_many": _concat_of(50_000),
     "concat_of_concats": _concat_twice,
     "concat_chain": _concat_chain,
-    "reshape_chain": _chain("Squeeze", 20_000, 2_000),
-    "identity_chain": _chain("Identity", 20_000, 2_000),
-    "cast_chain": _chain("StopGradient", 100_000, 1),
+    "reshape_chain": _chain("Squeeze", 20_000, 1_000),
+    "identity_chain": _chain("Identity", 12_000, 2_000),
+    "cast_chain": _chain("StopGradient", 50_000, 1),
     "shared_parts": _shared_parts,
     "many_readers": _many_readers,
     "many_layers_many_readers": _many_layers_many_readers,
@@ -518,8 +518,8 @@ ATTACKS: Mapping[str, Callable[[], Any]] = {
     ),
     # Attributes of another kind
     "an_equation_that_is_a_number": _with(lambda g: g.node("e", "Einsum", ["x", g.const("w")], N=2, equation=3, T=1)),
-    "an_equation_of_a_million_commas": _with(
-        lambda g: g.node("e", "Einsum", ["x", g.const("w")], N=2, equation="a," * 500_000, T=1)
+    "an_equation_of_many_commas": _with(
+        lambda g: g.node("e", "Einsum", ["x", g.const("w")], N=2, equation="a," * 250_000, T=1)
     ),
     "a_transpose_that_is_text": _with(lambda g: g.layer(g.const("w"), "odd", transpose_b="yes")),
     # Shape inference

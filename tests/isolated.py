@@ -140,10 +140,12 @@ def _serve() -> None:
     import tensorflow  # noqa: F401
 
     import sparsekit.artefact.tflite
-    import sparsekit.reporting.text  # noqa: F401
+    import sparsekit.reporting.text
     from sparsekit.plugins import default_registry
 
     default_registry()
+    for name in sparsekit.__all__:  # what a verb imports when it is first used would be imported by every fork
+        getattr(sparsekit, name)
     for line in sys.stdin:
         request = json.loads(line)
         found = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import resource
@@ -105,106 +106,125 @@ def test_out_may_be_in(tmp_path, name, through):
 # Killed
 
 KILLED = """
-    import json, os, resource, shutil, signal, sys
+    import itertools, json, os, resource, shutil, signal, sys
     from pathlib import Path
     from sparsekit.cli import main
 
-    model, target, pristine = map(Path, sys.argv[1:])
+    CHANGING = {"open", "write", "close", "fsync", "replace", "rename", "mkdir", "rmdir", "unlink", "remove", "link",
+                "chmod", "utime", "setxattr", "sendfile", "truncate"}
 
     def contents(path):
         if path.is_dir():
             return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
         return path.read_bytes() if path.exists() else None
 
-    def restore():
-        for path in target.parent.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if pristine.is_dir():
-            shutil.copytree(pristine, model)
-        else:
-            shutil.copy(pristine, model)
-
-    def prune():
-        main(["prune", str(model), "-o", str(target)], standalone_mode=False)
-
-    CHANGING = {"open", "write", "close", "fsync", "replace", "rename", "mkdir", "rmdir", "unlink", "remove", "link",
-                "chmod", "utime", "setxattr", "sendfile", "truncate"}
-
-    def kill_at(point):
-        # Before every call that may change a file, before and after every function that writes; counted from where
-        # writing begins.
-        seen, begun = -1, False
-        def look(frame, event, function):
-            nonlocal seen, begun
-            ours = frame.f_code.co_filename.endswith("sparsekit/writing.py")
-            begun = begun or ours
-            seen += begun and (function.__name__ in CHANGING if event == "c_call" else ours and event != "c_return")
-            if seen == point:
-                os.kill(os.getpid(), signal.SIGKILL)
-        sys.setprofile(look)
-
-    def kill_where_a_file_grows_to(size):
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-    def in_a_child(prepare):
-        restore()
+    def forked(work):
+        # How a child ends that does it: a signal, or a status as text.
         child = os.fork()
         if not child:
             status = 1
             try:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-                prepare()
-                prune()
+                work()
                 status = 0
             finally:
                 sys.setprofile(None)
                 os._exit(status)
-        _, status = os.waitpid(child, 0)
-        found = contents(target)
-        state = "old" if found == old else "new" if found == new else "broken"
-        strays = [p.name for p in target.parent.iterdir() if p not in (model, target)]
-        if model != target and contents(model) != source or any(not name.startswith(".sparsekit.") for name in strays):
-            state = "broken"
-        states.append((state, os.WTERMSIG(status) if os.WIFSIGNALED(status) else f"exit {os.WEXITSTATUS(status)}"))
-        return states[-1][1]
+        return how(os.waitpid(child, 0)[1])
 
-    restore()
-    old, source = contents(target), contents(model)
-    sys.stdout = open(os.devnull, "w")
-    prune()
-    sys.stdout = sys.__stdout__
-    new = contents(target)
-    states = []
-    point = 0
-    while in_a_child(lambda: kill_at(point)) == signal.SIGKILL:
-        point += 1
-    calls, states = states, []
-    for part in range(10):
-        in_a_child(lambda: kill_where_a_file_grows_to(64_000 * part))
-    print(json.dumps([calls, states]))
+    def how(status):
+        return os.WTERMSIG(status) if os.WIFSIGNALED(status) else f"exit {os.WEXITSTATUS(status)}"
+
+    def killed(model, target, pristine):
+        def restore():
+            for path in target.parent.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if pristine.is_dir():
+                shutil.copytree(pristine, model)
+            else:
+                shutil.copy(pristine, model)
+
+        def prune():
+            main(["prune", str(model), "-o", str(target)], standalone_mode=False)
+
+        def state():
+            found = contents(target)
+            strays = [p.name for p in target.parent.iterdir() if p not in (model, target)]
+            if model != target and contents(model) != source or any(not n.startswith(".sparsekit.") for n in strays):
+                return "broken"
+            return "old" if found == old else "new" if found == new else "broken"
+
+        def at_every_point():
+            # Before every call that may change a file, before and after every function that writes. Where writing
+            # begins, a child is forked for every point.
+            seen, point, states = -1, None, []
+            def children():
+                for point in itertools.count():
+                    child = os.fork()
+                    if not child:
+                        return point
+                    end = how(os.waitpid(child, 0)[1])
+                    states.append((state(), end))
+                    if end != signal.SIGKILL:
+                        told.write_text(json.dumps(states))
+                        os._exit(0)
+                    restore()
+            def look(frame, event, function):
+                nonlocal seen, point
+                ours = frame.f_code.co_filename.endswith("sparsekit/writing.py")
+                if point is None and ours:
+                    point = children()
+                seen += point is not None and (
+                    function.__name__ in CHANGING if event == "c_call" else ours and event != "c_return"
+                )
+                if seen == point:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            sys.setprofile(look)
+            prune()
+
+        def where_a_file_grows_to(size):
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+            prune()
+
+        restore()
+        old, source = contents(target), contents(model)
+        assert forked(prune) == "exit 0"
+        new = contents(target)
+        restore()
+        told = pristine.with_name("told")
+        assert forked(at_every_point) == "exit 0"
+        writes = []
+        for part in range(10):
+            restore()
+            end = forked(lambda: where_a_file_grows_to(64_000 * part))
+            writes.append((state(), end))
+        return json.loads(told.read_text()), writes
+
+    main(["plan", sys.argv[3]], standalone_mode=False)  # loads what every child would load
+    print(json.dumps([killed(*paths) for paths in zip(*[map(Path, sys.argv[1:])] * 3)]))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("out", ["over its input", "elsewhere"])
-@pytest.mark.parametrize("name", ["m.pb", "m"])
-def test_a_kill_at_any_point_leaves_the_old_model_or_the_new(tmp_path, name, out):
-    pristine, folder = tmp_path / "pristine" / name, tmp_path / "work"
-    pristine.parent.mkdir()
-    folder.mkdir()
-    MAKERS[name](pristine)
-    target = folder / (name if out == "over its input" else "out")
-    printed = run_script(KILLED, folder / name, target, pristine)
-    calls, writes = json.loads(printed.splitlines()[-1])
-    states = [state for state, _ in calls]
-    assert calls[-1] == ["new", "exit 0"]
-    assert {signal for _, signal in calls[:-1]} == {int(signal.SIGKILL)}
-    # First the old one, from some point on the new one.
-    assert states == sorted(states, key=["old", "new", "broken"].index) and "broken" not in states
-    assert states.count("old") > 20 and states.count("new") > 2
-    # In the middle of a write.
-    assert [tuple(found) for found in writes] == [("old", int(signal.SIGXFSZ))] * len(writes)
+def test_a_kill_at_any_point_leaves_the_old_model_or_the_new(tmp_path):
+    cases = []
+    for name, out in itertools.product(("m.pb", "m"), ("over its input", "elsewhere")):
+        pristine, folder = tmp_path / out / name, tmp_path / f"work {name} {out}"
+        pristine.parent.mkdir(exist_ok=True)
+        folder.mkdir()
+        MAKERS[name](pristine)
+        cases.append((folder / name, folder / (name if out == "over its input" else "out"), pristine))
+    printed = run_script(KILLED, *itertools.chain(*cases))
+    for (_, target, _), (calls, writes) in zip(cases, json.loads(printed.splitlines()[-1]), strict=True):
+        states = [state for state, _ in calls]
+        assert calls[-1] == ["new", "exit 0"], target
+        assert {signal for _, signal in calls[:-1]} == {int(signal.SIGKILL)}, target
+        # First the old one, from some point on the new one.
+        assert states == sorted(states, key=["old", "new", "broken"].index) and "broken" not in states, target
+        assert states.count("old") > 20 and states.count("new") > 2, target
+        # In the middle of a write.
+        assert [tuple(found) for found in writes] == [("old", int(signal.SIGXFSZ))] * len(writes), target
 
 
 # A full disk

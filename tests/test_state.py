@@ -238,6 +238,7 @@ TRAIN_IMPORTED = """
         assert importlib.util.find_spec("tensorflow") is not None
         assert "tensorflow" not in sys.modules
         import tensorflow as tf
+    assert not [finder for finder in sys.meta_path if "TensorFlow" in type(finder).__name__]
     from small_graphs import LAYERS, counts, images, masks, session, sgd, v1
 
     for name in ("ref", "resource"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import shutil
 import subprocess
 import sys
@@ -197,9 +198,13 @@ def estimate(tflite: Path, accelerator: str, vela: str) -> Estimate:
     (summary,) = folder.glob("*_summary_*.csv")
     with summary.open(newline="") as stream:
         (row,) = csv.DictReader(stream)
-    version = subprocess.run([vela, "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    source = f"Arm's estimate by Vela {version} for {accelerator}"
+    source = f"Arm's estimate by Vela {version_of(vela)} for {accelerator}"
     return Estimate(int(float(row["nn_macs"])), int(float(row["cycles_total"])), source)
+
+
+@functools.cache
+def version_of(vela: str) -> str:
+    return subprocess.run([vela, "--version"], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def estimates(networks: list[Deployed]) -> list[sparsekit.Estimate]:

@@ -119,7 +119,7 @@ _GIGABYTES = """
     class Net(tf.Module):
         def __init__(self):
             row = np.random.default_rng(0).standard_normal((1, COLUMNS)).astype("f")
-            self.weights = [tf.Variable(np.repeat(row + i, ROWS, 0)) for i in range(LAYERS)]
+            self.weights = [tf.Variable(tf.repeat(row + i, ROWS, 0)) for i in range(LAYERS)]
         @tf.function(input_signature=[tf.TensorSpec([None, ROWS])])
         def serve(self, x):
             return sum(tf.matmul(x, w) for w in self.weights)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from typing import Any
 
 import networks
@@ -211,20 +209,43 @@ def test_a_saved_model_that_cannot_be_written_leaves_nothing_behind(tmp_path, mo
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_moment_leaves_the_old_model_or_the_new(tmp_path):
+def test_a_kill_at_any_moment_leaves_one_whole_model(tmp_path):
+    """Two models are written over each other until the kill."""
     module_export(tmp_path / "m")
-    old = files(tmp_path / "m")
-    script = "import sparsekit\nresult = sparsekit.prune('m')\nprint('go', flush=True)\nwhile True: result.save('m')\n"
-    sparsekit.prune(tmp_path / "m").save(tmp_path / "new")
-    new = files(tmp_path / "new")
-    shutil.rmtree(tmp_path / "new")
-    for delay in np.linspace(0, 0.05, 6):
-        process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE)
-        assert process.stdout is not None and process.stdout.readline() == b"go\n"
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert files(tmp_path / "m") in (old, new)
+    shutil.copytree(tmp_path / "m", tmp_path / "source")
+    whole = [files(tmp_path / "m")]
+    for pattern in ("2:4", "1:4"):
+        sparsekit.prune(tmp_path / "source", {"pattern": pattern}).save(tmp_path / "new")
+        whole.append(files(tmp_path / "new"))
+        shutil.rmtree(tmp_path / "new")
+    script = """
+import itertools, os, signal, sys, time
+import sparsekit
+results = [sparsekit.prune("source", {"pattern": pattern}) for pattern in ("2:4", "1:4")]
+for delay in map(float, sys.argv[1:]):
+    child = os.fork()
+    if not child:
+        try:
+            for result in itertools.cycle(results):
+                result.save("m")
+        finally:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    print(os.waitpid(child, 0)[1], flush=True)
+    input()
+"""
+    delays = [f"{delay:.3f}" for delay in np.linspace(0, 0.1, 12)]
+    command, pipe = [sys.executable, "-c", script, *delays], subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, stdin=pipe, stdout=pipe) as process:
+        assert process.stdin is not None and process.stdout is not None
+        for _ in delays:
+            assert process.stdout.readline() == b"9\n"
+            assert files(tmp_path / "m") in whole
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+    assert process.returncode == 0
 
 
 @pytest.mark.slow

@@ -273,10 +273,17 @@ def written(folder: Path, script: str, name: str = "script.py") -> Path:
     return path
 
 
+# Every pair of settings is in one of them; every run loads TensorFlow anew.
+RUNS = [
+    ("sparsekit", "ref", "built"),
+    ("sparsekit", "resource", "imported"),
+    ("amct", "ref", "imported"),
+    ("amct", "resource", "built"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("graph", ["built", "imported"])
-@pytest.mark.parametrize("variables", ["ref", "resource"])
-@pytest.mark.parametrize("name", ["sparsekit", "amct"])
+@pytest.mark.parametrize(("name", "variables", "graph"), RUNS, ids="-".join)
 def test_the_pages_script_runs(tmp_path, name, variables, graph):
     import tensorflow as tf
 

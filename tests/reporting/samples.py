@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import attrs
 import numpy as np
 
@@ -126,6 +128,7 @@ def report(
     return Report(source, plan, tuple(layers), **more)
 
 
+@functools.cache
 def residual_network(target: TargetProfile | None = TARGET) -> Report:
     """54 layers with the shapes of ResNet-50, in one report with all that people usually see."""
     layers = [
@@ -162,6 +165,7 @@ def residual_network(target: TargetProfile | None = TARGET) -> Report:
     return report(layers, target, estimates=estimates if target else ())
 
 
+@functools.cache
 def odd_cases() -> Report:
     """Everything that is unusual, in one report."""
     shared = layer("tower/shared", (96, 32), target=TARGET)
@@ -196,6 +200,7 @@ def odd_cases() -> Report:
     return report(layers, TARGET, "a live graph", estimates=(Estimate("Acme's estimate", "cycles", 0.0, 0.0),))
 
 
+@functools.cache
 def hostile() -> Report:
     """Names, texts and a source that would break a page that trusts them."""
     layers = [
@@ -206,7 +211,8 @@ def hostile() -> Report:
     return report(layers, TARGET, HOSTILE_NAMES[1] + HOSTILE_NAMES[8])
 
 
-def many(layers: int = 500) -> Report:
+@functools.cache
+def many(layers: int = 250) -> Report:
     """As deep as models get."""
     return report(
         [
@@ -225,6 +231,7 @@ def many(layers: int = 500) -> Report:
     )
 
 
+@functools.cache
 def calibrated() -> Report:
     """What calibration did to every layer, and how much each of them decides; with names and values of every kind."""
     names = ("body/conv", *HOSTILE_NAMES[:3], HOSTILE_NAMES[-1], "head")
