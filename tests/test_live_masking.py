@@ -392,6 +392,44 @@ def test_a_saved_model_is_stripped(kind: str, masking: str, tmp_path: Path) -> N
         assert np.array_equal(sess.run("y:0", {"x:0": images(9)}), expected)
 
 
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_averages_of_weights_that_were_restored_as_weights_are_said_to_be_dense(
+    kind: str, masking: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Averages remember dropped weights, and masks in the checkpoint tell of zeros that are not there."""
+
+    def model(masking: str) -> tuple[Any, Any, Any]:
+        model = conv_net()
+        result = sparsekit.prune(v1.get_default_graph(), {"masking": masking}, outputs=["y"])
+        return model, result, v1.train.ExponentialMovingAverage(0.9)
+
+    with tf.Graph().as_default() as graph:
+        trained, result, average = model(masking)
+        with tf.control_dependencies([sgd(trained.loss())]):
+            step = average.apply(list(trained.weights.values()))
+        step = result.project(step) if masking == "project" else step
+        with session(graph) as sess:
+            for batch in range(2):
+                sess.run(step, {trained.x: images(batch)})
+            v1.train.Saver().save(sess, str(tmp_path / "trained"))
+    for inference in {masking, "forward"}:
+        caplog.clear()
+        with tf.Graph().as_default() as graph:
+            used, _, average = model(inference)
+            saver = v1.train.Saver(average.variables_to_restore(list(used.weights.values())))
+            with session(graph, fusions=False) as sess:
+                saver.restore(sess, str(tmp_path / "trained"))
+                frozen = freeze(sess, ["y"])
+        stripped = sparsekit.strip(frozen)
+        outputs = [run_graph(graph_def, "y:0", {"x:0": images(9)}) for graph_def in (frozen, stripped)]
+        if inference == "forward":
+            assert "past the masks" not in caplog.text
+            assert np.array_equal(*outputs)
+        else:
+            assert not np.array_equal(*outputs)
+            assert "net/conv, net/up, net/fc and 1 more: the graph that was frozen" in caplog.text
+
+
 @pytest.mark.parametrize("scope", [None, "far/away"])
 def test_an_imported_graph_trains_like_the_one_it_came_from(kind: str, scope: str | None, tmp_path: Path) -> None:
     trained = Trained("in-place")
