@@ -146,6 +146,35 @@ def test_a_regularizer_that_couples_weights_moves_no_dropped_one(kind: str, mask
     Trained(masking, update).train(range(5))
 
 
+@pytest.mark.parametrize("variables", ["ref", "resource"])
+@pytest.mark.parametrize("where", ["cond", "loop", "loop in cond"])
+def test_a_regularizer_in_control_flow_moves_no_dropped_weight(variables: str, where: str) -> None:
+    """What reads there stands behind the ops by which control flow v1 lets a variable in."""
+
+    def regularizer() -> Any:
+        return tf.reduce_sum((tf.matmul(w, w, transpose_a=True) - 1.0) ** 2)
+
+    def loop() -> Any:
+        return v1.while_loop(lambda turn, _: turn < 2, lambda turn, total: (turn + 1, total + regularizer()), (0, 0.0))[
+            1
+        ]
+
+    with settings_of(variables, "v1"), tf.Graph().as_default() as graph:
+        taken = v1.placeholder_with_default(True, [])
+        w = variable("w", [8, 4])
+        loss = tf.reduce_mean(tf.matmul(tf.ones([2, 8]), w, name="fc") ** 2)
+        result = sparsekit.prune(graph, {"masking": "in-place"})
+        inside = loop if "loop" in where else regularizer
+        loss += v1.cond(taken, inside, lambda: 0.0) if "cond" in where else inside()
+        step = v1.train.GradientDescentOptimizer(1e-3).minimize(loss)
+        with session(graph) as sess:
+            for _ in range(2):
+                sess.run(step)
+            weight, mask = sess.run([w, result.variables[0]])
+    assert (mask == 0).sum() == 16
+    assert not weight[mask == 0].any()
+
+
 def test_rows_that_are_looked_up_later_move_no_dropped_weight(kind: str) -> None:
     """Tied to a layer that was pruned: the gradient of the lookup is masked, too."""
     with tf.Graph().as_default() as graph:
