@@ -76,7 +76,15 @@ def _read_gradient(read: tf.Operation, gradient: tf.Tensor) -> tf.Tensor:
 def _scope_of_mask(read: tf.Operation) -> str:
     """By name relative to the variable, so that this works in a graph that was imported under a scope."""
     variable, scope = read.get_attr(READS).decode().split(" ")
-    return f"{read.inputs[0].op.name.removesuffix(variable)}{scope}"
+    return f"{owner_of(read).name.removesuffix(variable)}{scope}"
+
+
+def owner_of(read: tf.Operation) -> tf.Operation:
+    """The variable's op, of an op that reads it, be that in a cond or in a loop of control flow v1."""
+    found = read.inputs[0].op
+    while found.type in ("Switch", "Enter"):
+        found = found.inputs[0].op
+    return found
 
 
 def _books(masked: tf.Operation) -> tf.Operation:

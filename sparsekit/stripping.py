@@ -12,7 +12,7 @@ import numpy as np
 from sparsekit.artefact.model import Array, Change, Model
 from sparsekit.artefact.rewriting import FREEZE_AND_STRIP, Edits
 from sparsekit.errors import ModelError
-from sparsekit.gradient import BATCH, MARKS, MASK, READS, ZEROS
+from sparsekit.gradient import BATCH, IN_PLACE, MARKS, MASK, READS, ZEROS
 from sparsekit.graph.forward import reached
 from sparsekit.graph.node import Node, ProtoGraph
 from sparsekit.graph.order import input_node
@@ -25,8 +25,11 @@ from sparsekit.pattern import check, keep_mask
 from sparsekit.plugins import Registry
 from sparsekit.progress import track
 from sparsekit.record import Record
+from sparsekit.table import first_of
 
 _log = logging.getLogger("sparsekit")
+
+_SHOWN = 3
 
 
 @attrs.frozen(eq=False)
@@ -89,6 +92,13 @@ def strip_masks(
             "masks, those of the last training batch, were used",
             fold.due,
             len(layers),
+        )
+    if fold.dense:
+        _log.warning(
+            "%s: the graph that was frozen or exported computed with more than zeros where the mask drops. They are "
+            "zeros now, and its outputs others. Something wrote past the masks: averages of weights that were restored "
+            'as the weights, say. Restore them into a graph that was pruned with masking = "forward".',
+            first_of(fold.dense, _SHOWN),
         )
     return model.changed(fold.changes, fold.edits)
 
@@ -166,6 +176,7 @@ class _Folding:
         changes: what becomes of stored weights.
         edits: what becomes of the graph.
         due: how many masks were due to be chosen again.
+        dense: the layers whose weights are used as they are, and are not 0 everywhere where the mask drops.
     """
 
     def __init__(self, model: Model, registry: Registry, inserted: set[str], outputs: frozenset[str]) -> None:
@@ -178,6 +189,7 @@ class _Folding:
         self.changes: list[Change] = []
         self.edits = Edits(removed=set(inserted))
         self.due = 0
+        self.dense: list[str] = []
 
     def layer(self, layer: _MaskedLayer) -> None:
         """Fold one mask into its weight."""
@@ -189,6 +201,10 @@ class _Folding:
         refuse_non_finite(weight, layer.name, reads[0].leaves[0].name)
         mask, due = _mask(layer, self._model, weight, self._registry)
         self.due += due
+        if _used_as_it_is(layer, self._model) and any(
+            (weight[part] != 0)[~mask[part]].any() for part in parts(mask.shape)
+        ):
+            self.dense.append(layer.name)
         node = self._view.node(layer.name)
         handler = (self._registry.handler(node.op) if node else None) or OpHandler()
         # Of a SavedModel it is needed again when it is saved: eight of its values in a byte.
@@ -309,6 +325,15 @@ def _chosen_after_updates(layer: _MaskedLayer, model: Model) -> bool:
     if model.view.node(f"{layer.name}/{SCOPE}/{ZEROS}") is None:
         return False
     return int(_stored(model, _state(model, layer, ZEROS))) >= 0
+
+
+def _used_as_it_is(layer: _MaskedLayer, model: Model) -> bool:
+    """Whether the masked graph takes the weight to hold zeros already."""
+    if not _chosen_after_updates(layer, model):
+        return False
+    count, zeros = (int(_stored(model, _state(model, layer, name))) for name in (BATCH, ZEROS))
+    # Masked gradients keep them; else those of the last batch count.
+    return count > 0 and (zeros == count or layer.multiplies[0].attr("_gradient_op_type") == IN_PLACE)
 
 
 def _state(model: Model, layer: _MaskedLayer, name: str) -> Read:

@@ -12,7 +12,7 @@ from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.framework import ops
 from tensorflow.python.ops import resource_variable_ops
 
-from sparsekit.gradient import MARKS, READING
+from sparsekit.gradient import MARKS, READING, owner_of
 from sparsekit.masking import SCOPE
 
 
@@ -88,7 +88,7 @@ def _marking(read: Callable[..., tf.Tensor], mark: Callable[[tf.Operation], None
 
 
 def _mark(read: tf.Operation, variable: tf.Operation, scope: str) -> None:
-    # Inside a function, or through a cond's switch, it reads what stands for the variable there.
-    if read.inputs and read.inputs[0].op is variable and not has_own_gradient(read):
+    # Inside a function it reads what stands for the variable there.
+    if read.inputs and owner_of(read) is variable and not has_own_gradient(read):
         for attribute, value in zip(MARKS, (READING, f"{variable.name} {scope}"), strict=True):
             read._set_attr(attribute, attr_value_pb2.AttrValue(s=value.encode()))

@@ -146,6 +146,35 @@ def test_a_regularizer_that_couples_weights_moves_no_dropped_one(kind: str, mask
     Trained(masking, update).train(range(5))
 
 
+@pytest.mark.parametrize("variables", ["ref", "resource"])
+@pytest.mark.parametrize("where", ["cond", "loop", "loop in cond"])
+def test_a_regularizer_in_control_flow_moves_no_dropped_weight(variables: str, where: str) -> None:
+    """What reads there stands behind the ops by which control flow v1 lets a variable in."""
+
+    def regularizer() -> Any:
+        return tf.reduce_sum((tf.matmul(w, w, transpose_a=True) - 1.0) ** 2)
+
+    def loop() -> Any:
+        return v1.while_loop(lambda turn, _: turn < 2, lambda turn, total: (turn + 1, total + regularizer()), (0, 0.0))[
+            1
+        ]
+
+    with settings_of(variables, "v1"), tf.Graph().as_default() as graph:
+        taken = v1.placeholder_with_default(True, [])
+        w = variable("w", [8, 4])
+        loss = tf.reduce_mean(tf.matmul(tf.ones([2, 8]), w, name="fc") ** 2)
+        result = sparsekit.prune(graph, {"masking": "in-place"})
+        inside = loop if "loop" in where else regularizer
+        loss += v1.cond(taken, inside, lambda: 0.0) if "cond" in where else inside()
+        step = v1.train.GradientDescentOptimizer(1e-3).minimize(loss)
+        with session(graph) as sess:
+            for _ in range(2):
+                sess.run(step)
+            weight, mask = sess.run([w, result.variables[0]])
+    assert (mask == 0).sum() == 16
+    assert not weight[mask == 0].any()
+
+
 def test_rows_that_are_looked_up_later_move_no_dropped_weight(kind: str) -> None:
     """Tied to a layer that was pruned: the gradient of the lookup is masked, too."""
     with tf.Graph().as_default() as graph:
@@ -364,6 +393,44 @@ def test_a_saved_model_is_stripped(kind: str, masking: str, tmp_path: Path) -> N
         meta = v1.saved_model.load(sess, ["serve"], str(tmp_path / "pruned"))
         assert b"sparsekit" not in meta.SerializeToString().lower()
         assert np.array_equal(sess.run("y:0", {"x:0": images(9)}), expected)
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_averages_of_weights_that_were_restored_as_weights_are_said_to_be_dense(
+    kind: str, masking: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Averages remember dropped weights, and masks in the checkpoint tell of zeros that are not there."""
+
+    def model(masking: str) -> tuple[Any, Any, Any]:
+        model = conv_net()
+        result = sparsekit.prune(v1.get_default_graph(), {"masking": masking}, outputs=["y"])
+        return model, result, v1.train.ExponentialMovingAverage(0.9)
+
+    with tf.Graph().as_default() as graph:
+        trained, result, average = model(masking)
+        with tf.control_dependencies([sgd(trained.loss())]):
+            step = average.apply(list(trained.weights.values()))
+        step = result.project(step) if masking == "project" else step
+        with session(graph) as sess:
+            for batch in range(2):
+                sess.run(step, {trained.x: images(batch)})
+            v1.train.Saver().save(sess, str(tmp_path / "trained"))
+    for inference in {masking, "forward"}:
+        caplog.clear()
+        with tf.Graph().as_default() as graph:
+            used, _, average = model(inference)
+            saver = v1.train.Saver(average.variables_to_restore(list(used.weights.values())))
+            with session(graph, fusions=False) as sess:
+                saver.restore(sess, str(tmp_path / "trained"))
+                frozen = freeze(sess, ["y"])
+        stripped = sparsekit.strip(frozen)
+        outputs = [run_graph(graph_def, "y:0", {"x:0": images(9)}) for graph_def in (frozen, stripped)]
+        if inference == "forward":
+            assert "past the masks" not in caplog.text
+            assert np.array_equal(*outputs)
+        else:
+            assert not np.array_equal(*outputs)
+            assert "net/conv, net/up, net/fc and 1 more: the graph that was frozen" in caplog.text
 
 
 @pytest.mark.parametrize("scope", [None, "far/away"])
