@@ -52,6 +52,7 @@ class MaskedModel:
             ModelError: weights are not finite.
         """
         check_weights(traced, planning.layers, registry)
+        MaskState.require_none(name_of(model), model)
         for optimizer in optimizers_of(model):
             require_free(optimizer, "prune")
         self.model = model
@@ -163,12 +164,15 @@ class MaskedModel:
     def finalize(self) -> Any:
         """Leave plain zeros in plain variables, and optimizers as they were; a second call changes nothing.
 
+        It logs a warning where training ended before ``start_step``: no masks were chosen, and the weights stay dense.
+
         Returns:
             The model, to be saved by its own means.
         """
         if self._finalized:
             return self.model
         self._finalized = True
+        self._warn_of_early_end()
         for weight in self.weights:
             self._tell(weight, self._distribution.once(weight.release))
         self._state.detach()
@@ -222,6 +226,17 @@ class MaskedModel:
                 "that do not wait for each other).",
                 weight.name,
                 moved,
+            )
+
+    def _warn_of_early_end(self) -> None:
+        steps = int(self._steps.numpy())
+        if self.weights and steps < self._config.start_step:
+            _log.warning(
+                "%s: no masks were chosen, its weights stay dense: start_step = %d, and %d steps were counted. Prune "
+                "it again with a lower start_step, and train on.",
+                name_of(self.model),
+                self._config.start_step,
+                steps,
             )
 
     def _stepped(self, project: bool) -> None:

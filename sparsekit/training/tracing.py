@@ -48,6 +48,10 @@ def trace(model: Any, input_signature: Sequence[Any] | None = None) -> TracedMod
     Raises:
         GraphError: the model does not know what it is called with, or cannot be called with it; its weights are split.
     """
+    if not isinstance(input_signature, (list, tuple, type(None))):
+        raise GraphError(
+            f"got {type(input_signature).__name__}", where="input_signature", expected="a list", hint=_SIGNATURE
+        )
     if is_keras(model) and sys.modules["keras"].backend.backend() != "tensorflow":
         found = f"runs on Keras' backend {sys.modules['keras'].backend.backend()}"
         raise GraphError(found, where=name_of(model), expected="tensorflow", hint="Set KERAS_BACKEND=tensorflow.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import keras
@@ -338,6 +339,30 @@ def test_a_model_is_pruned_once_at_a_time() -> None:
     train(model, result.callback, ZerosStay(result), epochs=1)
 
 
+def test_other_layers_of_a_pruned_model_wait_for_finalize() -> None:
+    model = net()
+    result = sparsekit.prune(model, {"skip_layers": ["*/head/*"]})
+    before = kernels(model)
+    with pytest.raises(GraphError, match=r"other layers of it were pruned before.*finalize.*override"):
+        sparsekit.prune(model, {"skip_layers": ["*/dense_?/*"]})
+    assert all(np.array_equal(a, b) for a, b in zip(kernels(model), before, strict=True))
+    result.finalize()
+    assert len(sparsekit.prune(model, {"skip_layers": ["*/dense_?/*"]}).weights) == 1
+
+
+def test_training_that_ends_before_masks_are_due_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    model, result = pruned_net(optimizers.SGD(0.1), {"start_step": 11})
+    train(model, result.callback, epochs=1)
+    assert all(kernel.all() for kernel in kernels(result.finalize()))
+    assert re.search(r"no masks were chosen.*start_step = 11, and 10 steps", caplog.text)
+    caplog.clear()
+    model, result = pruned_net(optimizers.SGD(0.1), {"start_step": 10})
+    train(model, result.callback, epochs=1)
+    result.finalize()
+    assert not caplog.text
+    assert sparsekit.verify(model).ok
+
+
 def test_weights_that_are_not_finite_are_refused() -> None:
     model = net()
     kernel = model.layers[1].kernel
@@ -458,6 +483,8 @@ def test_a_model_that_does_not_know_its_inputs_says_what_to_pass() -> None:
         sparsekit.prune(Subclassed())
     with pytest.raises(GraphError, match=r"cannot be called on .*\(ValueError: .*have value 8, but.*input_signature"):
         sparsekit.prune(net(), input_signature=[tf.TensorSpec([None, 5])])
+    with pytest.raises(GraphError, match=r"input_signature: got TensorSpec; expected a list.*one for every argument"):
+        sparsekit.prune(net(), input_signature=SPECS[0])
     with pytest.raises(GraphError, match=r"\(TypeError: 'Silent' object is not callable\)"):
         sparsekit.prune(Silent(), input_signature=SPECS)
 
