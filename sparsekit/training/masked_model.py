@@ -51,7 +51,8 @@ class MaskedModel:
             GraphError: it was pruned before, and not finalized.
             ModelError: weights are not finite.
         """
-        check_weights(traced, planning.layers, registry)
+        self._distribution = Distribution.of(name_of(model), traced.variables.values())
+        check_weights(traced, planning.layers, registry, self._distribution)
         MaskState.require_none(name_of(model), model)
         for optimizer in optimizers_of(model):
             require_free(optimizer, "prune")
@@ -59,7 +60,6 @@ class MaskedModel:
         self._config = config
         self._planned = planning.plan
         choice = chosen_masking(config, model, None)
-        self._distribution = Distribution.of(name_of(model), traced.variables.values())
         backward = None
         if choice.masking == "forward":
             self._distribution.require_forward(config)
