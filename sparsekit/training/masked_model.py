@@ -139,7 +139,7 @@ class MaskedModel:
         self._stepped(True)
 
     def settle(self) -> None:
-        """Make weights, masks and optimizers agree; the callback does this at the start of every epoch.
+        """Make weights, masks and optimizers agree; the callback does this before the first step of every epoch.
 
         Call it yourself in a loop of your own after something else than training wrote the weights. Where that was a
         file of Keras without masks, these are chosen anew. Where zeros live in the variable and what was written

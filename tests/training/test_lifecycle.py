@@ -285,6 +285,21 @@ def test_the_best_weights_that_are_restored_bring_their_masks(
     assert sparsekit.verify(model).ok
 
 
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_averages_that_are_shown_between_epochs_bring_no_masks(ours_first: bool) -> None:
+    model, result = pruned_net(optimizers.Adam(0.01, use_ema=True), {"update_freq": 10, "freeze_step": 20})
+    chosen: list[Any] = []
+
+    class Masks(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            chosen.append(masks_of(result))
+
+    pair = [result.callback, keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
+    train(model, *(pair if ours_first else pair[::-1]), ZerosStay(result), Masks(), epochs=4)
+    assert all(map(np.array_equal, chosen[1], chosen[3]))  # none is chosen after step 20
+    assert not all(map(np.array_equal, chosen[0], chosen[1]))
+
+
 def test_overrides_and_skips_name_layers_as_the_plan_does(tmp_path: Any) -> None:
     model = compiled(net())
     name = sparsekit.plan(model).decisions[0].name
