@@ -285,6 +285,15 @@ def test_the_best_weights_that_are_restored_bring_their_masks(
     assert sparsekit.verify(model).ok
 
 
+def test_a_name_that_only_variables_have_names_no_layer(tmp_path: Any) -> None:
+    model = net()
+    with pytest.raises(ConfigError, match=r"matches no operation of the graph, only variables.*/dense_1/MatMul"):
+        sparsekit.prune(model, {"skip_layers": ["*/dense_1/kernel"]})
+    model.export(tmp_path / "exported", verbose=False)  # in which the layer is called dense_1_1
+    with pytest.raises(ConfigError, match=r"matches no operation of the graph, only variables.*/dense_1_1/MatMul"):
+        sparsekit.verify(tmp_path / "exported", cfg={"skip_layers": ["*/dense_1/*"]})
+
+
 @pytest.mark.parametrize("ours_first", [True, False])
 def test_averages_that_are_shown_between_epochs_bring_no_masks(ours_first: bool) -> None:
     model, result = pruned_net(optimizers.Adam(0.01, use_ema=True), {"update_freq": 10, "freeze_step": 20})
