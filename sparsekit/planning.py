@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
@@ -14,7 +14,7 @@ from sparsekit.config import LayerSettings, Masking, PruneConfig, names_in_use
 from sparsekit.errors import ConfigError, ModelError, near_matches
 from sparsekit.graph.forward import forward_nodes, last_before_outputs
 from sparsekit.graph.node import FunctionView, GraphView, LiveGraph, Node
-from sparsekit.graph.trace import Read, Tracer, Untraceable, WeightSource, hands_on
+from sparsekit.graph.trace import VARIABLES, Read, Tracer, Untraceable, WeightSource, hands_on
 from sparsekit.handler import OpHandler, WeightSite
 from sparsekit.pattern import Pattern
 from sparsekit.plugins import Registry
@@ -284,18 +284,33 @@ def _check_names(view: GraphView, config: PruneConfig, candidates: list[Node], r
     mentioned = list(names_in_use(config))
     if not mentioned:
         return
-    everything = {"layer": {*layers, *(node.name for node in view.nodes())}, "type": set(registry.handlers)}
-    everything["type"] |= {node.op for node in view.nodes()}
+    variables = {node.name for node in view.nodes() if node.op in VARIABLES}
+    parts = {node.name for node in view.nodes() if not variables.isdisjoint(_with_scopes(node.name))}
+    everything = {
+        "layer": {*layers, *(node.name for node in view.nodes() if node.name not in parts)},
+        "type": {*registry.handlers, *(node.op for node in view.nodes())},
+    }
     for where, glob, kind in mentioned:
-        if glob in everything[kind] or any(fnmatchcase(name, glob) for name in everything[kind]):
+        if _matches(glob, everything[kind]):
             continue
         near = near_matches(glob, layers if kind == "layer" else registry.handlers)
         raise ConfigError(
-            f"'{glob}' matches no {'operation' if kind == 'layer' else 'op type'} of the graph",
+            f"'{glob}' matches no {'operation' if kind == 'layer' else 'op type'} of the graph"
+            + (", only variables" if kind == "layer" and _matches(glob, parts) else ""),
             where=where,
             expected="names of operations in the graph" if kind == "layer" else "op types such as those with a handler",
             hint=near or ("Layers of this graph: " + ", ".join(layers[:8]) if kind == "layer" and layers else ""),
         )
+
+
+def _matches(glob: str, names: Set[str]) -> bool:
+    return glob in names or any(fnmatchcase(name, glob) for name in names)
+
+
+def _with_scopes(name: str) -> Iterator[str]:
+    """A name, and every scope that it lies in: the reads of a variable lie in its name."""
+    parts = name.split("/")
+    return ("/".join(parts[: end + 1]) for end in range(len(parts)))
 
 
 def _heads(view: GraphView, config: PruneConfig, outputs: Sequence[str] | None, candidates: list[Node]) -> set[Node]:

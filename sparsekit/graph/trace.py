@@ -19,7 +19,7 @@ Array: TypeAlias = NDArray[Any]
 MASK_ATTRIBUTE = "_sparsekit"
 """Attribute of the multiply that masks a weight; its value describes the mask."""
 
-_VARIABLES = ("VariableV2", "Variable", "VarHandleOp")
+VARIABLES = ("VariableV2", "Variable", "VarHandleOp")
 # Ops that hand on a weight as it is. Those of v1 control flow are among them: a mask goes before them.
 _UNCHANGED = {"Identity", "StopGradient", "PreventGradient", "Snapshot", "CheckNumerics", "Enter", "Switch", "_SwitchN"}
 # Ops after which a zero is still a zero, so that the mask can go before them, where the precision is.
@@ -398,7 +398,7 @@ class Tracer:
 def _is_data_source(node: Node) -> bool:
     if _makes_data(node.op):
         return True
-    return not node.inputs and node.op not in (*_VARIABLES, "Const", "NoOp")
+    return not node.inputs and node.op not in (*VARIABLES, "Const", "NoOp")
 
 
 @functools.cache

@@ -28,6 +28,7 @@ class SparsityCallback(keras.callbacks.Callback):  # type: ignore[misc]
         self._histogram_freq = histogram_freq
         self._writer: SummaryWriter | None = None
         self._flips: dict[str, int] = {}
+        self._settled = False
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._masked.install(self.model)
@@ -35,9 +36,15 @@ class SparsityCallback(keras.callbacks.Callback):  # type: ignore[misc]
             self._writer = SummaryWriter(self._log_dir)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        # By now other callbacks have restored what they restore.
-        self._masked.settle()
+        self._settled = False
         self._flips = {weight.name: int(weight.flips.numpy()) for weight in self._masked.weights}
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        # Once an epoch, now that all callbacks have restored what they restore at its start: `SwapEMAWeights` shows
+        # averages of weights between epochs, which are not what masks belong to.
+        if not self._settled:
+            self._settled = True
+            self._masked.settle()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         if logs is not None and self._masked.weights:

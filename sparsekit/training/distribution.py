@@ -49,12 +49,7 @@ class Distribution:
         for strategy in strategies.values():
             _require_known(where, strategy)
         if len(strategies) > 1:
-            raise GraphError(
-                "its weights were made under several strategies",
-                where=where,
-                expected="one tf.distribute strategy for all weights",
-                hint="Build the whole model in one strategy.scope().",
-            )
+            raise _of_several("its weights were made under several strategies", where)
         return cls(next(iter(strategies.values()), None))
 
     @property
@@ -102,6 +97,17 @@ class Distribution:
             do()
         else:
             self.strategy.extended.update(variable, lambda _: do(), group=False)
+
+    def require_own(self, where: str, variable: Any) -> None:
+        """A weight must have been made under the strategy.
+
+        Raises:
+            GraphError: it was not.
+        """
+        if self.strategy is not None and _strategy_of(variable) is None:
+            raise _of_several(
+                f"its weight was made outside of the scope of {_name(self.strategy)}, others in it", where
+            )
 
     def require_forward(self, config: PruneConfig) -> None:
         """Weights must be such that their reads can be masked.
@@ -176,6 +182,15 @@ def identity(variable: Any) -> int:
     """The same number for the same variable, however it is given."""
     found = whole(variable)
     return id(found if isinstance(found, tf.distribute.DistributedValues) else found.handle)
+
+
+def _of_several(found: str, where: str) -> GraphError:
+    return GraphError(
+        found,
+        where=where,
+        expected="one tf.distribute strategy for all weights",
+        hint="Build the whole model in one strategy.scope().",
+    )
 
 
 def _strategy_of(variable: Any) -> Any:

@@ -51,14 +51,15 @@ class MaskedModel:
             GraphError: it was pruned before, and not finalized.
             ModelError: weights are not finite.
         """
-        check_weights(traced, planning.layers, registry)
+        self._distribution = Distribution.of(name_of(model), traced.variables.values())
+        check_weights(traced, planning.layers, registry, self._distribution)
+        MaskState.require_none(name_of(model), model)
         for optimizer in optimizers_of(model):
             require_free(optimizer, "prune")
         self.model = model
         self._config = config
         self._planned = planning.plan
         choice = chosen_masking(config, model, None)
-        self._distribution = Distribution.of(name_of(model), traced.variables.values())
         backward = None
         if choice.masking == "forward":
             self._distribution.require_forward(config)
@@ -138,7 +139,7 @@ class MaskedModel:
         self._stepped(True)
 
     def settle(self) -> None:
-        """Make weights, masks and optimizers agree; the callback does this at the start of every epoch.
+        """Make weights, masks and optimizers agree; the callback does this before the first step of every epoch.
 
         Call it yourself in a loop of your own after something else than training wrote the weights. Where that was a
         file of Keras without masks, these are chosen anew. Where zeros live in the variable and what was written
@@ -163,12 +164,15 @@ class MaskedModel:
     def finalize(self) -> Any:
         """Leave plain zeros in plain variables, and optimizers as they were; a second call changes nothing.
 
+        It logs a warning where training ended before ``start_step``: no masks were chosen, and the weights stay dense.
+
         Returns:
             The model, to be saved by its own means.
         """
         if self._finalized:
             return self.model
         self._finalized = True
+        self._warn_of_early_end()
         for weight in self.weights:
             self._tell(weight, self._distribution.once(weight.release))
         self._state.detach()
@@ -222,6 +226,17 @@ class MaskedModel:
                 "that do not wait for each other).",
                 weight.name,
                 moved,
+            )
+
+    def _warn_of_early_end(self) -> None:
+        steps = int(self._steps.numpy())
+        if self.weights and steps < self._config.start_step:
+            _log.warning(
+                "%s: no masks were chosen, its weights stay dense: start_step = %d, and %d steps were counted. Prune "
+                "it again with a lower start_step, and train on.",
+                name_of(self.model),
+                self._config.start_step,
+                steps,
             )
 
     def _stepped(self, project: bool) -> None:

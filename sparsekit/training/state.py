@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from sparsekit.errors import ConfigError
+from sparsekit.errors import ConfigError, GraphError
 from sparsekit.training.tracing import is_keras
 from sparsekit.training.weights import MaskedWeight
 
@@ -44,6 +44,21 @@ class MaskState:
         if is_keras(model):
             # Past the tracking of attributes: it is no layer.
             object.__setattr__(model, _ATTRIBUTE, _saveable(self))
+
+    @staticmethod
+    def require_none(where: str, model: Any) -> None:
+        """
+        Raises:
+            GraphError: the model has the state of another result.
+        """
+        tracked = isinstance(model, tf.__internal__.tracking.AutoTrackable) and model._lookup_dependency(_NAME)
+        if tracked or (is_keras(model) and _ATTRIBUTE in vars(model)):
+            raise GraphError(
+                "other layers of it were pruned before, and are not finalized",
+                where=where,
+                expected="one result for all layers of a model",
+                hint="Call .finalize() of the first result; or prune once, with an override for layers that differ.",
+            )
 
     def detach(self) -> None:
         """Leave the model as it was."""

@@ -48,6 +48,10 @@ def trace(model: Any, input_signature: Sequence[Any] | None = None) -> TracedMod
     Raises:
         GraphError: the model does not know what it is called with, or cannot be called with it; its weights are split.
     """
+    if not isinstance(input_signature, (list, tuple, type(None))):
+        raise GraphError(
+            f"got {type(input_signature).__name__}", where="input_signature", expected="a list", hint=_SIGNATURE
+        )
     if is_keras(model) and sys.modules["keras"].backend.backend() != "tensorflow":
         found = f"runs on Keras' backend {sys.modules['keras'].backend.backend()}"
         raise GraphError(found, where=name_of(model), expected="tensorflow", hint="Set KERAS_BACKEND=tensorflow.")
@@ -56,6 +60,8 @@ def trace(model: Any, input_signature: Sequence[Any] | None = None) -> TracedMod
     arguments = list(input_signature) if input_signature is not None else _known_signature(model)
     call = model.python_function if hasattr(model, "python_function") else model
     try:
+        if is_keras(model):
+            _build_in_scope(model, arguments)
         with _portable(model):
             concrete = tf.function(lambda *inputs: call(*inputs)).get_concrete_function(*arguments)
     except Exception as error:  # the user's own code runs here
@@ -67,6 +73,19 @@ def trace(model: Any, input_signature: Sequence[Any] | None = None) -> TracedMod
     names = KerasNames.of(model) if is_keras(model) else KerasNames()
     _warn_of_unread(model, concrete.graph, names.variables)
     return TracedModel(name_of(model), concrete, names)
+
+
+def _build_in_scope(model: Any, arguments: Sequence[Any]) -> None:
+    """Layers that have no weights yet make them under the strategy of the model, as in Keras' own loop.
+
+    The trace itself is not in its scope: layers may ask there what replica they compute for.
+    """
+    strategy = getattr(model, "_distribute_strategy", None)
+    if strategy is None or all(layer.built for layer in model._flatten_layers()):
+        return
+    tensor = sys.modules["keras"].KerasTensor
+    with strategy.scope():
+        model(*tf.nest.map_structure(lambda spec: tensor(spec.shape, spec.dtype), arguments))
 
 
 @contextlib.contextmanager

@@ -200,16 +200,20 @@ class MaskedWeight:
         self.variable.assign(without_dropped(self._value(), self.mask.read_value()))
 
 
-def check_weights(traced: TracedModel, layers: Sequence[PlannedLayer], registry: Registry) -> None:
+def check_weights(
+    traced: TracedModel, layers: Sequence[PlannedLayer], registry: Registry, distribution: Distribution
+) -> None:
     """Whether the weights of planned layers can be masked.
 
     Raises:
         ConfigError: a criterion cannot choose masks while a model trains.
-        GraphError: a variable has a mask already.
+        GraphError: a variable has a mask already, or does not live where the others do.
         ModelError: it holds values that are not finite.
     """
     for layer in layers:
-        _check(layer.decision, _variable(traced, layer), registry)
+        variable = _variable(traced, layer)
+        _check(layer.decision, variable, registry)
+        distribution.require_own(layer.decision.name, variable)
         for _, values in traced.values(layer.source.read):
             refuse_non_finite(values, layer.decision.name, layer.decision.weight)
 

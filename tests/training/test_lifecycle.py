@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any
 
 import keras
@@ -295,6 +296,30 @@ def test_the_best_weights_that_are_restored_bring_their_masks(
     assert sparsekit.verify(model).ok
 
 
+def test_a_name_that_only_variables_have_names_no_layer(tmp_path: Any) -> None:
+    model = net()
+    with pytest.raises(ConfigError, match=r"matches no operation of the graph, only variables.*/dense_1/MatMul"):
+        sparsekit.prune(model, {"skip_layers": ["*/dense_1/kernel"]})
+    model.export(tmp_path / "exported", verbose=False)  # in which the layer is called dense_1_1
+    with pytest.raises(ConfigError, match=r"matches no operation of the graph, only variables.*/dense_1_1/MatMul"):
+        sparsekit.verify(tmp_path / "exported", cfg={"skip_layers": ["*/dense_1/*"]})
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_averages_that_are_shown_between_epochs_bring_no_masks(ours_first: bool) -> None:
+    model, result = pruned_net(optimizers.Adam(0.01, use_ema=True), {"update_freq": 10, "freeze_step": 20})
+    chosen: list[Any] = []
+
+    class Masks(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            chosen.append(masks_of(result))
+
+    pair = [result.callback, keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
+    train(model, *(pair if ours_first else pair[::-1]), ZerosStay(result), Masks(), epochs=4)
+    assert all(map(np.array_equal, chosen[1], chosen[3]))  # none is chosen after step 20
+    assert not all(map(np.array_equal, chosen[0], chosen[1]))
+
+
 def test_overrides_and_skips_name_layers_as_the_plan_does(tmp_path: Any) -> None:
     model = compiled(net())
     name = sparsekit.plan(model).decisions[0].name
@@ -347,6 +372,30 @@ def test_a_model_is_pruned_once_at_a_time() -> None:
         sparsekit.prune(part)
     assert all(np.array_equal(a, b) for a, b in zip(kernels(model), before, strict=True))
     train(model, result.callback, ZerosStay(result), epochs=1)
+
+
+def test_other_layers_of_a_pruned_model_wait_for_finalize() -> None:
+    model = net()
+    result = sparsekit.prune(model, {"skip_layers": ["*/head/*"]})
+    before = kernels(model)
+    with pytest.raises(GraphError, match=r"other layers of it were pruned before.*finalize.*override"):
+        sparsekit.prune(model, {"skip_layers": ["*/dense_?/*"]})
+    assert all(np.array_equal(a, b) for a, b in zip(kernels(model), before, strict=True))
+    result.finalize()
+    assert len(sparsekit.prune(model, {"skip_layers": ["*/dense_?/*"]}).weights) == 1
+
+
+def test_training_that_ends_before_masks_are_due_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    model, result = pruned_net(optimizers.SGD(0.1), {"start_step": 11})
+    train(model, result.callback, epochs=1)
+    assert all(kernel.all() for kernel in kernels(result.finalize()))
+    assert re.search(r"no masks were chosen.*start_step = 11, and 10 steps", caplog.text)
+    caplog.clear()
+    model, result = pruned_net(optimizers.SGD(0.1), {"start_step": 10})
+    train(model, result.callback, epochs=1)
+    result.finalize()
+    assert not caplog.text
+    assert sparsekit.verify(model).ok
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
@@ -469,6 +518,8 @@ def test_a_model_that_does_not_know_its_inputs_says_what_to_pass() -> None:
         sparsekit.prune(Subclassed())
     with pytest.raises(GraphError, match=r"cannot be called on .*\(ValueError: .*have value 8, but.*input_signature"):
         sparsekit.prune(net(), input_signature=[tf.TensorSpec([None, 5])])
+    with pytest.raises(GraphError, match=r"input_signature: got TensorSpec; expected a list.*one for every argument"):
+        sparsekit.prune(net(), input_signature=SPECS[0])
     with pytest.raises(GraphError, match=r"\(TypeError: 'Silent' object is not callable\)"):
         sparsekit.prune(Silent(), input_signature=SPECS)
 

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from clusters import ROOT, SECONDS
-from keras_nets import compiled, masks_of, net, train
+from keras_nets import SPECS, compiled, masks_of, net, train
 
 import sparsekit
+from sparsekit.errors import GraphError
 
 SCRIPT = Path(__file__).with_name("run_mirrored.py")
 
@@ -102,3 +103,24 @@ def test_a_strategy_of_one_device_changes_nothing(config: dict[str, Any]) -> Non
         ends.append([*masks, *(variable.numpy() for variable in [*model.variables, *model.optimizer.variables])])
     for a, b in zip(*ends, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_model_that_is_not_built_yet_is_built_under_its_strategy() -> None:
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        model = compiled(keras.Sequential([keras.layers.Dense(8), keras.layers.Dense(3)]))
+    assert len(sparsekit.plan(model, input_signature=SPECS).pruned) == 2
+    result = sparsekit.prune(model)
+    train(model, result.callback, epochs=1)
+    result.finalize()
+    assert sparsekit.verify(model).ok
+
+
+def test_weights_from_outside_of_the_scope_are_refused() -> None:
+    outside = net()
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        inside = net()
+    both = keras.Sequential([keras.Input((8,)), inside.layers[0], outside.layers[1]])
+    with pytest.raises(GraphError, match=r"dense_1.*outside of the scope of MirroredStrategy.*whole model in one"):
+        sparsekit.prune(both)
+    for model in (inside, outside):
+        assert len(sparsekit.prune(model).weights) == 3  # nothing was left half-done
