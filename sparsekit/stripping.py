@@ -12,7 +12,7 @@ import numpy as np
 from sparsekit.artefact.model import Array, Change, Model
 from sparsekit.artefact.rewriting import FREEZE_AND_STRIP, Edits
 from sparsekit.errors import ModelError
-from sparsekit.gradient import BATCH, MARKS, MASK, READS, ZEROS
+from sparsekit.gradient import BATCH, IN_PLACE, MARKS, MASK, READS, ZEROS
 from sparsekit.graph.forward import reached
 from sparsekit.graph.node import Node, ProtoGraph
 from sparsekit.graph.order import input_node
@@ -25,8 +25,11 @@ from sparsekit.pattern import check, keep_mask
 from sparsekit.plugins import Registry
 from sparsekit.progress import track
 from sparsekit.record import Record
+from sparsekit.table import first_of
 
 _log = logging.getLogger("sparsekit")
+
+_SHOWN = 5
 
 
 @attrs.frozen(eq=False)
@@ -89,6 +92,13 @@ def strip_masks(
             "masks, those of the last training batch, were used",
             fold.due,
             len(layers),
+        )
+    if fold.moved:
+        _log.warning(
+            "dropped weights of %s were not zero in the masked graph, which computed with them; they are zero now. "
+            "Something moved them past the masks: momentum of a checkpoint that was trained otherwise, averages, or "
+            "values that were written later (run result.initializer after that). Evaluate the stripped model.",
+            first_of([f"'{layer}'" for layer in fold.moved], _SHOWN),
         )
     return model.changed(fold.changes, fold.edits)
 
@@ -166,6 +176,7 @@ class _Folding:
         changes: what becomes of stored weights.
         edits: what becomes of the graph.
         due: how many masks were due to be chosen again.
+        moved: the layers that computed with weights which their mask drops.
     """
 
     def __init__(self, model: Model, registry: Registry, inserted: set[str], outputs: frozenset[str]) -> None:
@@ -178,6 +189,7 @@ class _Folding:
         self.changes: list[Change] = []
         self.edits = Edits(removed=set(inserted))
         self.due = 0
+        self.moved: list[str] = []
 
     def layer(self, layer: _MaskedLayer) -> None:
         """Fold one mask into its weight."""
@@ -189,6 +201,10 @@ class _Folding:
         refuse_non_finite(weight, layer.name, reads[0].leaves[0].name)
         mask, due = _mask(layer, self._model, weight, self._registry)
         self.due += due
+        if _is_taken_as_it_is(layer, self._model) and any(
+            weight[part][~mask[part]].any() for part in parts(weight.shape)
+        ):
+            self.moved.append(layer.name)
         node = self._view.node(layer.name)
         handler = (self._registry.handler(node.op) if node else None) or OpHandler()
         # Of a SavedModel it is needed again when it is saved: eight of its values in a byte.
@@ -304,11 +320,24 @@ def _mask(layer: _MaskedLayer, model: Model, weight: Array, registry: Registry) 
     return mask != 0, is_due and not _chosen_after_updates(layer, model)
 
 
+def _is_taken_as_it_is(layer: _MaskedLayer, model: Model) -> bool:
+    """Whether the masked graph expects zeros in the variable, so that the forward pass masks nothing."""
+    written = _count_of_zeros(layer, model)
+    if layer.multiplies[0].attr("_gradient_op_type") == IN_PLACE:
+        return written >= 0
+    return written >= 0 and written == int(_stored(model, _state(model, layer, BATCH)))
+
+
 def _chosen_after_updates(layer: _MaskedLayer, model: Model) -> bool:
     """Whether the train op wrote zeros, and then chose what was due."""
+    return _count_of_zeros(layer, model) >= 0
+
+
+def _count_of_zeros(layer: _MaskedLayer, model: Model) -> int:
+    """The count of batches after which the variable held zeros; -1 where it never did."""
     if model.view.node(f"{layer.name}/{SCOPE}/{ZEROS}") is None:
-        return False
-    return int(_stored(model, _state(model, layer, ZEROS))) >= 0
+        return -1
+    return int(_stored(model, _state(model, layer, ZEROS)))
 
 
 def _state(model: Model, layer: _MaskedLayer, name: str) -> Read:

@@ -343,13 +343,42 @@ def test_a_checkpoint_trains_on_with_the_default_masking(kind: str, masking: str
         v1.train.Saver().restore(trained.session, str(tmp_path / "forward"))
 
 
+def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "sparsekit"]
+
+
+def test_strip_names_the_layers_whose_dropped_weights_moved(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A gradient that is masked leaves momentum from before where it is, and that goes on moving weights."""
+
+    def momentum(loss: Any) -> Any:
+        return v1.train.MomentumOptimizer(0.1, 0.9).minimize(loss)
+
+    projected, in_place = Trained("project", momentum), Trained("in-place", momentum)
+    projected.train(range(3))
+    with projected.graph.as_default():
+        v1.train.Saver().save(projected.session, str(tmp_path / "projected"))
+    with in_place.graph.as_default():
+        v1.train.Saver().restore(in_place.session, str(tmp_path / "projected"))
+    sparsekit.strip(freeze(in_place.session, ["y"]))
+    assert not _warnings(caplog)
+    in_place.session.run(in_place.step, {in_place.model.x: images(3)})
+    assert sparsekit.verify(sparsekit.strip(freeze(in_place.session, ["y"]))).ok
+    (warning,) = _warnings(caplog)
+    assert warning.startswith("dropped weights of 'net/conv', 'net/up', 'net/fc', 'net/back' were not zero")
+
+
 @pytest.mark.parametrize("masking", ["in-place", "project"])
 @pytest.mark.parametrize("steps", [0, 1, 4])
-def test_a_frozen_graph_is_stripped_to_the_dense_one(kind: str, masking: str, steps: int) -> None:
+def test_a_frozen_graph_is_stripped_to_the_dense_one(
+    kind: str, masking: str, steps: int, caplog: pytest.LogCaptureFixture
+) -> None:
     trained = Trained(masking)
     trained.train(range(steps))
     masked = freeze(trained.session, ["y"])
     stripped = sparsekit.strip(masked)
+    assert not _warnings(caplog)
     assert sparsekit.verify(stripped).ok
     assert b"sparsekit" not in stripped.SerializeToString().lower()
     with tf.Graph().as_default() as graph:
