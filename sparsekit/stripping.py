@@ -29,7 +29,7 @@ from sparsekit.table import first_of
 
 _log = logging.getLogger("sparsekit")
 
-_SHOWN = 3
+_SHOWN = 5
 
 
 @attrs.frozen(eq=False)
@@ -93,12 +93,13 @@ def strip_masks(
             fold.due,
             len(layers),
         )
-    if fold.dense:
+    if fold.moved:
         _log.warning(
-            "%s: the graph that was frozen or exported computed with more than zeros where the mask drops. They are "
-            "zeros now, and its outputs others. Something wrote past the masks: averages of weights that were restored "
-            'as the weights, say. Restore them into a graph that was pruned with masking = "forward".',
-            first_of(fold.dense, _SHOWN),
+            "dropped weights of %s were not zero in the masked graph, which computed with them; they are zero now. "
+            "They were written past the masks: averages that were restored as the weights, momentum of a checkpoint "
+            "that was trained otherwise, or values that were loaded later. Restore such into a graph that was pruned "
+            'with masking = "forward", or run result.initializer after it.',
+            first_of([f"'{layer}'" for layer in fold.moved], _SHOWN),
         )
     return model.changed(fold.changes, fold.edits)
 
@@ -176,7 +177,7 @@ class _Folding:
         changes: what becomes of stored weights.
         edits: what becomes of the graph.
         due: how many masks were due to be chosen again.
-        dense: the layers whose weights are used as they are, and are not 0 everywhere where the mask drops.
+        moved: the layers that computed with weights which their mask drops.
     """
 
     def __init__(self, model: Model, registry: Registry, inserted: set[str], outputs: frozenset[str]) -> None:
@@ -189,7 +190,7 @@ class _Folding:
         self.changes: list[Change] = []
         self.edits = Edits(removed=set(inserted))
         self.due = 0
-        self.dense: list[str] = []
+        self.moved: list[str] = []
 
     def layer(self, layer: _MaskedLayer) -> None:
         """Fold one mask into its weight."""
@@ -201,10 +202,10 @@ class _Folding:
         refuse_non_finite(weight, layer.name, reads[0].leaves[0].name)
         mask, due = _mask(layer, self._model, weight, self._registry)
         self.due += due
-        if _used_as_it_is(layer, self._model) and any(
-            (weight[part] != 0)[~mask[part]].any() for part in parts(mask.shape)
+        if _is_taken_as_it_is(layer, self._model) and any(
+            weight[part][~mask[part]].any() for part in parts(weight.shape)
         ):
-            self.dense.append(layer.name)
+            self.moved.append(layer.name)
         node = self._view.node(layer.name)
         handler = (self._registry.handler(node.op) if node else None) or OpHandler()
         # Of a SavedModel it is needed again when it is saved: eight of its values in a byte.
@@ -320,20 +321,24 @@ def _mask(layer: _MaskedLayer, model: Model, weight: Array, registry: Registry) 
     return mask != 0, is_due and not _chosen_after_updates(layer, model)
 
 
+def _is_taken_as_it_is(layer: _MaskedLayer, model: Model) -> bool:
+    """Whether the masked graph expects zeros in the variable, so that the forward pass masks nothing."""
+    written = _count_of_zeros(layer, model)
+    if layer.multiplies[0].attr("_gradient_op_type") == IN_PLACE:
+        return written >= 0
+    return written >= 0 and written == int(_stored(model, _state(model, layer, BATCH)))
+
+
 def _chosen_after_updates(layer: _MaskedLayer, model: Model) -> bool:
     """Whether the train op wrote zeros, and then chose what was due."""
+    return _count_of_zeros(layer, model) >= 0
+
+
+def _count_of_zeros(layer: _MaskedLayer, model: Model) -> int:
+    """The count of batches after which the variable held zeros; -1 where it never did."""
     if model.view.node(f"{layer.name}/{SCOPE}/{ZEROS}") is None:
-        return False
-    return int(_stored(model, _state(model, layer, ZEROS))) >= 0
-
-
-def _used_as_it_is(layer: _MaskedLayer, model: Model) -> bool:
-    """Whether the masked graph takes the weight to hold zeros already."""
-    if not _chosen_after_updates(layer, model):
-        return False
-    count, zeros = (int(_stored(model, _state(model, layer, name))) for name in (BATCH, ZEROS))
-    # Masked gradients keep them; else those of the last batch count.
-    return count > 0 and (zeros == count or layer.multiplies[0].attr("_gradient_op_type") == IN_PLACE)
+        return -1
+    return int(_stored(model, _state(model, layer, ZEROS)))
 
 
 def _state(model: Model, layer: _MaskedLayer, name: str) -> Read:
