@@ -283,7 +283,7 @@ RUNS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "variables", "graph"), RUNS, ids="-".join)
+@pytest.mark.parametrize(("name", "variables", "graph"), RUNS, ids=["-".join(run) for run in RUNS])
 def test_the_pages_script_runs(tmp_path, name, variables, graph):
     import tensorflow as tf
 
