@@ -88,9 +88,8 @@ def prune_live(
     if not planning.layers:
         _log.warning("%s No layer was changed.", planning.plan.summary())
     # With this masking none of the layers need be able to.
-    to_project = [mask for mask in masks if mask.needs_train_op]
-    needs_train_op = planning.masking == "project" or to_project
-    projection = Projection(graph, to_project) if needs_train_op else None
+    needs_train_op = planning.masking == "project" or any(mask.needs_train_op for mask in masks)
+    projection = Projection(graph, masks) if needs_train_op else None
     return PruneResult(planning.plan, variables, initializer, projection=projection)
 
 

@@ -21,12 +21,13 @@ class Projection:
 
     Args:
         graph: the graph.
-        masks: those that need it.
+        masks: of all layers, those too that do not need it.
     """
 
     def __init__(self, graph: tf.Graph, masks: Sequence[LayerMask]) -> None:
         self._graph = graph
-        self._masks = masks
+        self._masks = [mask for mask in masks if mask.needs_train_op]
+        self._weights = {mask.owner for mask in masks}
         # By layer and by name: what earlier train ops move its weights with.
         self._slots: dict[str, dict[str, tf.Tensor]] = {}
 
@@ -49,7 +50,7 @@ class Projection:
                 "is finalized and cannot be changed", where="graph", hint="Call project before a session finalizes it."
             )
         # Everything is asked before the first op is built.
-        runs = TrainOp(update)
+        runs = TrainOp(update, self._weights)
         # What it does not update another train op may, in the same run and at the same time.
         masks = [mask for mask in self._masks if runs.writers_of(mask.owner)]
         updates = {mask.layer: runs.update_of(mask.owner) for mask in masks if mask.shadow is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Collection
 from typing import Any, TypeAlias
 
 import attrs
@@ -40,11 +41,14 @@ class TrainOp:
 
     Args:
         end: the operation or tensor.
+        layers: the variables of layers. Whether they are trained or not (a target network, a teacher), they hold no
+            momentum.
     """
 
-    def __init__(self, end: tf.Operation | tf.Tensor) -> None:
+    def __init__(self, end: tf.Operation | tf.Tensor, layers: Collection[tf.Operation]) -> None:
         self._before = _before(end if isinstance(end, tf.Operation) else end.op)
         weights = {op for op, found in python_variables(end.graph).items() if any(each.trainable for each in found)}
+        weights |= set(layers)
         others = (op for op in self._before if _is_variable_op(op) and op not in weights and _OURS not in op.name)
         self._others = sorted(others, key=lambda op: op.name)
         # Of those that are trained (sums of gradients, momentum that is kept by hand, slots), what depends on them.

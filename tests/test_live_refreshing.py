@@ -514,6 +514,26 @@ def test_what_a_layer_normalizes_with_is_no_momentum(kind: str) -> None:
                 assert not weight[mask == 0].any()
 
 
+@pytest.mark.parametrize("masking", IN_VARIABLE)
+def test_the_weights_of_a_target_network_are_no_momentum(kind: str, masking: str) -> None:
+    """It follows the network by moving averages, and the loss depends on it: nothing is in doubt."""
+    with tf.Graph().as_default() as graph:
+        x = v1.placeholder(tf.float32, [None, 8])
+        online, target = (variable(name, [8, 8], trainable=name == "online") for name in ("online", "target"))
+        y, goal = (tf.matmul(x, weight, name=f"fc_{weight.op.name}") for weight in (online, target))
+        result = sparsekit.prune(graph, {"masking": masking, "update_freq": 2})
+        loss = tf.reduce_mean((y - 0.9 * tf.stop_gradient(goal) - 1.0) ** 2)
+        follow = target.assign(0.9 * target + 0.1 * online)
+        step = result.project(v1.train.AdamOptimizer(0.1).minimize(loss))
+        with session(graph) as sess:
+            for batch in range(5):
+                sess.run(step, {x: values([4, 8], batch)})
+                sess.run(follow)
+                weight, mask = sess.run([online, result.variables[0]])
+                assert (mask == 0).sum() == 32
+                assert not weight[mask == 0].any()
+
+
 # --- checkpoints and exports ----------------------------------------------------------------------------------
 
 
