@@ -45,7 +45,7 @@ class TrainOp:
             momentum.
     """
 
-    def __init__(self, end: tf.Operation | tf.Tensor, layers: Collection[tf.Operation] = ()) -> None:
+    def __init__(self, end: tf.Operation | tf.Tensor, layers: Collection[tf.Operation]) -> None:
         self._before = _before(end if isinstance(end, tf.Operation) else end.op)
         weights = {op for op, found in python_variables(end.graph).items() if any(each.trainable for each in found)}
         weights |= set(layers)

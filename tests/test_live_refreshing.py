@@ -554,8 +554,8 @@ def test_the_weights_of_a_target_network_are_no_momentum(kind: str, masking: str
         y, goal = (tf.matmul(x, weight, name=f"fc_{weight.op.name}") for weight in (online, target))
         result = sparsekit.prune(graph, {"masking": masking, "update_freq": 2})
         loss = tf.reduce_mean((y - 0.9 * tf.stop_gradient(goal) - 1.0) ** 2)
-        step = result.project(v1.train.AdamOptimizer(0.1).minimize(loss))
         follow = target.assign(0.9 * target + 0.1 * online)
+        step = result.project(v1.train.AdamOptimizer(0.1).minimize(loss))
         with session(graph) as sess:
             for batch in range(5):
                 sess.run(step, {x: values([4, 8], batch)})
