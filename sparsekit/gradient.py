@@ -34,7 +34,8 @@ MARKS = ("_gradient_op_type", READS)
 
 MASK, BATCH, ZEROS, SHADOW = "mask", "batch", "zeros", "shadow"
 """Names beside the masked weight, of variables: the mask; the count of trained batches; the count after which the
-variable held zeros, -1 before it did; the values that were dropped since, for masks that are chosen again."""
+variable held zeros, -1 before it did, 0 where masked gradients keep them; the values that were dropped since, for masks
+that are chosen again."""
 
 USED, DUE, NEXT, DIRTY, BOOKS = "used", "due", "next", "dirty", "books"
 """And of tensors: the mask of this batch, whether a mask is due, the count after the batch, whether the variable holds
@@ -121,7 +122,8 @@ def _kept_books(masked: tf.Operation, scope: str) -> tf.Operation:
         with tf.control_dependencies([mask]):  # late: another worker may have trained it since
             weight = value_of(variable, mask.dtype.base_dtype)
         with tf.control_dependencies([assign(variable, without_dropped(weight, mask))]):
-            return assign(tensor(ZEROS), following)
+            # Not where projection had written them: momentum that it let gather may move them again.
+            return assign(tensor(ZEROS), tf.maximum(value_of(tensor(ZEROS), tf.int64), 0))
 
     used, following = tensor(USED), tensor(NEXT)
     kept = [assign(tensor(BATCH), following)]

@@ -87,7 +87,8 @@ class LayerMask:
     Attributes:
         mask: 1 where a weight stays, of the weight's shape and dtype.
         batch: how many batches were trained, int64.
-        zeros: the count of them after which the variable held zeros, -1 before it did; None with "forward".
+        zeros: the count of them after which the variable held zeros, -1 before it did, 0 where masked gradients keep
+            them; None with "forward".
         shadow: the dropped values, 0 before the variable held zeros; None where it never does, or the mask is chosen
             once.
     """
@@ -140,7 +141,7 @@ class LayerMask:
             self._used, _ = gen_control_flow_ops.merge([stored, self.chosen(weight_when_due)], name=USED)
             if masking != "forward":
                 # After a batch whose update nobody projected the two counts differ.
-                dirty = was_written < 1 if self._written_once else tf.not_equal(was_written, following)
+                dirty = tf.not_equal(was_written, 1 if self._written_once else following)
                 self._dirty = tf.logical_or(due, dirty, name=DIRTY)
 
     @property

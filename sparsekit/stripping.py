@@ -325,7 +325,7 @@ def _is_taken_as_it_is(layer: _MaskedLayer, model: Model) -> bool:
     """Whether the masked graph expects zeros in the variable, so that the forward pass masks nothing."""
     written = _count_of_zeros(layer, model)
     if layer.multiplies[0].attr("_gradient_op_type") == IN_PLACE:
-        return written >= 0
+        return written == 0
     return written >= 0 and written == int(_stored(model, _state(model, layer, BATCH)))
 
 
