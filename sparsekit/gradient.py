@@ -34,8 +34,8 @@ MARKS = ("_gradient_op_type", READS)
 
 MASK, BATCH, ZEROS, SHADOW = "mask", "batch", "zeros", "shadow"
 """Names beside the masked weight, of variables: the mask; the count of trained batches; the count after which the
-variable held zeros, -1 before it did, 0 where masked gradients keep them; the values that were dropped since, for masks
-that are chosen again."""
+variable held zeros, -1 before it did; the values that were dropped since, for masks that are chosen again. Where masked
+gradients keep zeros that were written once, the second count is 0, or negative while that is to be seen."""
 
 USED, DUE, NEXT, DIRTY, BOOKS = "used", "due", "next", "dirty", "books"
 """And of tensors: the mask of this batch, whether a mask is due, the count after the batch, whether the variable holds
@@ -118,12 +118,17 @@ def _kept_books(masked: tf.Operation, scope: str) -> tf.Operation:
         return graph.get_tensor_by_name(f"{scope}/{name}:0")
 
     def write_zeros(mask: tf.Tensor) -> tf.Operation:
+        """Until an update has left them: momentum of a checkpoint moves weights that have no gradient, too."""
         variable = variable_of(masked.inputs[0])
         with tf.control_dependencies([mask]):  # late: another worker may have trained it since
-            weight = value_of(variable, mask.dtype.base_dtype)
-        with tf.control_dependencies([assign(variable, without_dropped(weight, mask))]):
-            # Not where projection had written them: momentum that it let gather may move them again.
-            return assign(tensor(ZEROS), tf.maximum(value_of(tensor(ZEROS), tf.int64), 0))
+            weight, before = value_of(variable, mask.dtype.base_dtype), value_of(tensor(ZEROS), tf.int64)
+        zero, this_batch = tf.zeros([], mask.dtype.base_dtype), -1 - following
+        moved = tf.reduce_any(tf.logical_and(tf.not_equal(weight, zero), tf.equal(mask, zero)))
+        written = where_due(moved, mask, lambda mask: assign(variable, without_dropped(weight, mask)))
+        updated = tf.logical_and(before < -1, before > this_batch)
+        kept = tf.logical_and(updated, tf.logical_not(moved))
+        with tf.control_dependencies([written]):
+            return assign(tensor(ZEROS), tf.where(kept, tf.zeros_like(before), this_batch))
 
     used, following = tensor(USED), tensor(NEXT)
     kept = [assign(tensor(BATCH), following)]

@@ -87,8 +87,8 @@ class LayerMask:
     Attributes:
         mask: 1 where a weight stays, of the weight's shape and dtype.
         batch: how many batches were trained, int64.
-        zeros: the count of them after which the variable held zeros, -1 before it did, 0 where masked gradients keep
-            them; None with "forward".
+        zeros: the count of them after which the variable held zeros, -1 before it did; None with "forward". Where
+            masked gradients keep them, 0 once that was seen, and 1 + that count, negative, until then.
         shadow: the dropped values, 0 before the variable held zeros; None where it never does, or the mask is chosen
             once.
     """

@@ -262,6 +262,13 @@ def test_without_its_train_op_projection_masks_in_the_forward_pass(kind: str) ->
     assert forgotten.session.run(list(forgotten.result.variables[8:])) == [-1] * 4
 
 
+def test_in_place_nothing_is_masked_any_more_once_an_update_has_left_the_zeros(kind: str) -> None:
+    trained = Trained("in-place")
+    for step, expected in enumerate([-2, 0, 0]):
+        trained.train(range(step, step + 1))
+        assert trained.session.run(list(trained.result.variables[8:])) == [expected] * 4
+
+
 def test_a_layer_without_gradients_is_masked_all_the_same(kind: str) -> None:
     for masking in ("in-place", "project"):
         only_back = Trained(masking, lambda loss: sgd(loss, var_list=[v1.trainable_variables()[-1]]))
@@ -351,8 +358,11 @@ def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "sparsekit"]
 
 
-def test_a_checkpoint_of_project_goes_on_in_place(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Its momentum of dropped weights moves them, for it is no gradient; it must not count."""
+@pytest.mark.parametrize("before", ["project", "dense"])
+def test_momentum_that_comes_with_a_checkpoint_does_not_count_in_place(
+    kind: str, before: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It moves dropped weights, for it is no gradient."""
 
     def momentum(loss: Any) -> Any:
         return v1.train.MomentumOptimizer(0.1, 0.9).minimize(loss)
@@ -360,11 +370,17 @@ def test_a_checkpoint_of_project_goes_on_in_place(kind: str, tmp_path: Path, cap
     projected, in_place = Trained("project", momentum), Trained("in-place", momentum)
     projected.train(range(3))
     with projected.graph.as_default():
-        v1.train.Saver().save(projected.session, str(tmp_path / "projected"))
-    with in_place.graph.as_default():
-        v1.train.Saver().restore(in_place.session, str(tmp_path / "projected"))
-    projected.train(range(3, 6))
-    for step in range(3, 6):
+        everything = v1.global_variables()
+        dense = [variable for variable in everything if "/sparsekit/" not in variable.op.name]
+        v1.train.Saver(dense if before == "dense" else everything).save(projected.session, str(tmp_path / "before"))
+    for trained in (projected, in_place):
+        with trained.graph.as_default():
+            trained.session.run(v1.global_variables_initializer())
+            names = dict(v1.train.list_variables(str(tmp_path / "before")))
+            restored = [variable for variable in v1.global_variables() if variable.op.name in names]
+            v1.train.Saver(restored).restore(trained.session, str(tmp_path / "before"))
+    projected.train(range(3, 7))
+    for step in range(3, 7):
         in_place.session.run(in_place.step, {in_place.model.x: images(step)})
     assert_equal(in_place.kept(), projected.kept())
     masked, feeds = freeze(in_place.session, ["y"]), {"x:0": images(9)}
