@@ -13,7 +13,7 @@ import attrs
 import tensorflow as tf
 
 from sparsekit.config import PruneConfig
-from sparsekit.errors import GraphError
+from sparsekit.errors import ConfigError, GraphError
 from sparsekit.planning import Plan, Planning
 from sparsekit.plugins import Registry
 from sparsekit.training.distribution import Distribution, identity
@@ -200,12 +200,18 @@ class MaskedModel:
             A Keras callback, to be used instead of :attr:`callback`. Put it before callbacks that read logs.
 
         Raises:
+            ConfigError: ``histogram_freq`` is negative, or there is nowhere to write to.
             GraphError: Keras cannot fit the model under the strategy that it was made for; the message shows the loop.
         """
         from sparsekit.training.callback import SparsityCallback
 
         self._distribution.require_fit(name_of(self.model))
-
+        if histogram_freq < 0 or (histogram_freq and log_dir is None):
+            raise ConfigError(
+                f"got {histogram_freq}" + (" without log_dir" if log_dir is None else ""),
+                where="histogram_freq",
+                expected="a number of epochs, and a log_dir to write histograms to; or 0",
+            )
         return SparsityCallback(self, log_dir, histogram_freq)
 
     def _settle(self) -> None:

@@ -156,9 +156,10 @@ def test_large_constants_are_no_bombs() -> None:
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name.endswith("_as_a_shape")])
 def test_what_shapes_are_computed_from_is_not_run(name: str, isolation: Isolation, tmp_path: Path) -> None:
     (tmp_path / "model.pb").write_bytes(ATTACKS[name]().SerializeToString())
-    found = isolation.run(tmp_path / "model.pb", ["report"])
+    found = isolation.run(tmp_path / "model.pb", ["report"], seconds=SECONDS)
     assert found["report"].end == "answered", found
-    assert '"multiply_adds": null' in found["report"].text or len(found["report"].text) == 2_000
+    # Of very many layers the text is cut before that.
+    assert "Multiply-adds: not known" in found["report"].text or name == "matrix_products_as_a_shape"
 
 
 def test_a_shape_that_is_the_work_of_many_ops_is_not_known(isolation: Isolation, tmp_path: Path) -> None:

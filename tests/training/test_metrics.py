@@ -13,6 +13,8 @@ import tensorflow as tf
 from keras_nets import X, Y, masks_of, pruned_net, train
 from tensorflow.core.util import event_pb2
 
+from sparsekit.errors import ConfigError
+
 optimizers = keras.optimizers
 
 
@@ -25,6 +27,13 @@ def _events(folder: Path) -> dict[str, dict[int, Any]]:
                 kind = value.WhichOneof("value")
                 found[value.tag][event.step] = getattr(value, kind)
     return dict(found)
+
+
+@pytest.mark.parametrize(("folder", "frequency"), [(None, 2), ("logs", -1)])
+def test_histograms_that_nobody_would_see_are_refused(folder: str | None, frequency: int) -> None:
+    _, result = pruned_net(optimizers.SGD(0.3), {})
+    with pytest.raises(ConfigError, match=f"histogram_freq: got {frequency}"):
+        result.make_callback(folder, histogram_freq=frequency)
 
 
 @pytest.mark.parametrize("masking", ["in-place", "forward"])
