@@ -18,7 +18,7 @@ from types import ModuleType
 def register_gradient() -> None:
     """Register the gradient now if TensorFlow is loaded, else right after it will be."""
     if hasattr(sys.modules.get("tensorflow"), "RegisterGradient"):
-        importlib.import_module("sparsekit.gradient")
+        importlib.import_module("sparsekit.live.gradient")
     elif not any(isinstance(finder, _AfterTensorFlow) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterTensorFlow())
 
@@ -52,6 +52,6 @@ class _AfterTensorFlow(importlib.abc.MetaPathFinder):
         def exec_module(module: ModuleType) -> None:
             execute(module)
             sys.meta_path.remove(self)
-            importlib.import_module("sparsekit.gradient")
+            importlib.import_module("sparsekit.live.gradient")
 
         loader.exec_module = exec_module  # type: ignore[method-assign]

@@ -20,7 +20,7 @@ from sparsekit.difference import Difference, compare
 from sparsekit.errors import ConfigError, GraphError, ModelError, SaveError
 from sparsekit.graph.forward import forward_nodes, output_names
 from sparsekit.layer_sensitivity import Sensitivity
-from sparsekit.live import plan_live, prune_live
+from sparsekit.live.pruning import plan_live, prune_live
 from sparsekit.one_shot import prune_model
 from sparsekit.planning import Plan, Planning, make_plan
 from sparsekit.plugins import default_registry

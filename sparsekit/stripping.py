@@ -12,13 +12,13 @@ import numpy as np
 from sparsekit.artefact.model import Array, Change, Model
 from sparsekit.artefact.rewriting import FREEZE_AND_STRIP, Edits
 from sparsekit.errors import ModelError
-from sparsekit.gradient import BATCH, IN_PLACE, MARKS, MASK, READS, ZEROS
 from sparsekit.graph.forward import reached
 from sparsekit.graph.node import Node, ProtoGraph
 from sparsekit.graph.order import input_node
 from sparsekit.graph.trace import MASK_ATTRIBUTE, Read, Tracer, Untraceable, hands_on
 from sparsekit.handler import OpHandler
-from sparsekit.masking import SCOPE, MaskDescription
+from sparsekit.live.gradient import BATCH, IN_PLACE, MARKS, MASK, READS, ZEROS
+from sparsekit.live.mask import SCOPE, MaskDescription
 from sparsekit.one_shot import fold, refuse_non_finite
 from sparsekit.parts import parts
 from sparsekit.pattern import check, keep_mask

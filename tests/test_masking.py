@@ -15,7 +15,7 @@ from small_graphs import LAYERS, VARIABLE_OPS, bits, conv_net, counts, images, m
 from tensorflow.python.framework import kernels
 
 import sparsekit
-from sparsekit.masking import MaskDescription, keep_tensor
+from sparsekit.live.mask import MaskDescription, keep_tensor
 from sparsekit.pattern import Pattern, keep_mask
 
 v1 = tf.compat.v1

@@ -12,7 +12,7 @@ from small_graphs import settings_of
 
 import sparsekit
 from sparsekit.config import PruneConfig
-from sparsekit.live import plan_live
+from sparsekit.live.pruning import plan_live
 from sparsekit.plugins import default_registry
 from sparsekit.target import LayerRule, TargetProfile
 

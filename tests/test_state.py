@@ -254,7 +254,7 @@ TRAIN_IMPORTED = """
                         sess.run(step, {x: images(batch)})
                     assert counts(sess, layers) == [2] * 4, counts(sess, layers)
                     assert all(0 < mask.mean() < 1 for mask in masks(sess, layers).values())
-    assert "sparsekit.masking" not in sys.modules
+    assert "sparsekit.live.mask" not in sys.modules
     print("trained")
 """
 

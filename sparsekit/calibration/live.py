@@ -15,7 +15,7 @@ from sparsekit.calibration.live_model import LiveModel
 from sparsekit.calibration.start import CalibratedStart, checksum, chosen_of, require_session
 from sparsekit.config import PruneConfig
 from sparsekit.graph.node import FunctionView, LiveGraph
-from sparsekit.live import check_editable, prune_live
+from sparsekit.live.pruning import check_editable, prune_live
 from sparsekit.planning import LayerDecision, PlannedLayer, Planning
 from sparsekit.plugins import Registry
 from sparsekit.result import LayerAccount, NormalizationAccount, PruneResult

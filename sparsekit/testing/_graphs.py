@@ -12,7 +12,7 @@ import tensorflow as tf
 from sparsekit.config import PruneConfig
 from sparsekit.graph.node import LiveNode
 from sparsekit.handler import OpHandler
-from sparsekit.live import plan_live
+from sparsekit.live.pruning import plan_live
 from sparsekit.planning import LayerDecision, PlannedLayer, Planning
 from sparsekit.plugins import Plugin, Registered, Registry, default_registry
 

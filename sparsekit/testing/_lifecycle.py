@@ -13,7 +13,7 @@ from sparsekit.artefact.model import FrozenGraph
 from sparsekit.config import PruneConfig
 from sparsekit.graph.node import ProtoGraph
 from sparsekit.handler import OpHandler
-from sparsekit.live import prune_live
+from sparsekit.live.pruning import prune_live
 from sparsekit.pattern import keep_mask
 from sparsekit.planning import LayerDecision, make_plan
 from sparsekit.plugins import Registry

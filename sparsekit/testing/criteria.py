@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from sparsekit.criterion import Criterion, Needs
 from sparsekit.errors import SparsekitError
-from sparsekit.masking import keep_tensor
+from sparsekit.live.mask import keep_tensor
 from sparsekit.pattern import Pattern, check, keep_mask
 from sparsekit.reconstruction import LayerProblem, Solution, Statistics
 

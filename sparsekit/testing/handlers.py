@@ -10,7 +10,7 @@ import numpy as np
 from sparsekit.config import PruneConfig
 from sparsekit.graph.node import LiveGraph
 from sparsekit.handler import Constraint, OpHandler
-from sparsekit.live import plan_live
+from sparsekit.live.pruning import plan_live
 from sparsekit.plugins import Registry
 from sparsekit.testing._contraction import check_contraction
 from sparsekit.testing._graphs import Build, PlannedGraph, new_graph, plan_new, registry_of

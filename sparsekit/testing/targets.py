@@ -8,7 +8,7 @@ import tensorflow as tf
 from sparsekit.config import PruneConfig
 from sparsekit.errors import ConfigError, PluginError, TargetError
 from sparsekit.handler import OpHandler
-from sparsekit.live import plan_live
+from sparsekit.live.pruning import plan_live
 from sparsekit.pattern import Pattern
 from sparsekit.planning import LayerDecision
 from sparsekit.plugins import Plugin, Registered, default_registry

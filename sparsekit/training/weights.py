@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from sparsekit.criterion import Criterion
 from sparsekit.errors import ConfigError, GraphError
-from sparsekit.masking import keep_tensor
+from sparsekit.live.mask import keep_tensor
 from sparsekit.one_shot import refuse_non_finite
 from sparsekit.planning import LayerDecision, PlannedLayer
 from sparsekit.plugins import Registry

@@ -137,7 +137,7 @@ def choosing() -> Variant:
     """Choosing the masks of the three layers of the MLP, as it is done inside the graph."""
     import tensorflow as tf
 
-    from sparsekit.masking import keep_tensor
+    from sparsekit.live.mask import keep_tensor
     from sparsekit.pattern import Pattern
 
     return _kernel(lambda weight: tf.cast(keep_tensor(weight, 0, Pattern(2, 4)), tf.float32))

@@ -54,7 +54,7 @@ def create_prune_retrain_model(graph: tf.Graph, outputs: Any, record_file: Any, 
         SparsekitError: it cannot be done, and why; the graph is as it was.
     """
     from sparsekit.api import prune
-    from sparsekit.live import require_live
+    from sparsekit.live.pruning import require_live
 
     with _logged("create_prune_retrain_model"):
         require_live(graph)

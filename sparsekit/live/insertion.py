@@ -6,10 +6,10 @@ import tensorflow as tf
 
 from sparsekit.errors import GraphError
 from sparsekit.graph.node import Edge, LiveNode
-from sparsekit.masking import LayerMask, MaskDescription
+from sparsekit.live.mask import LayerMask, MaskDescription
+from sparsekit.live.variable_reads import mask_gradients, python_variables
 from sparsekit.planning import PlannedLayer
 from sparsekit.plugins import Registry
-from sparsekit.variable_reads import mask_gradients, python_variables
 
 
 def insert_masks(graph: tf.Graph, layers: tuple[PlannedLayer, ...], registry: Registry) -> list[LayerMask]:

@@ -12,8 +12,8 @@ from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.framework import ops
 from tensorflow.python.ops import resource_variable_ops
 
-from sparsekit.gradient import MARKS, READING, owner_of
-from sparsekit.masking import SCOPE
+from sparsekit.live.gradient import MARKS, READING, owner_of
+from sparsekit.live.mask import SCOPE
 
 
 def mask_gradients(variable: tf.Operation, objects: Sequence[Any], layer: str) -> None:

@@ -15,12 +15,12 @@ from sparsekit.errors import ConfigError, GraphError
 from sparsekit.graph.edit import pristine_scope
 from sparsekit.graph.forward import ForwardGraph, differentiated
 from sparsekit.graph.node import LiveGraph
-from sparsekit.insertion import insert_masks
-from sparsekit.live_masking import with_masking
-from sparsekit.masking import SCOPE
+from sparsekit.live.choice import with_masking
+from sparsekit.live.insertion import insert_masks
+from sparsekit.live.mask import SCOPE
+from sparsekit.live.projection import Projection
 from sparsekit.planning import Planning, make_plan
 from sparsekit.plugins import Registry
-from sparsekit.projection import Projection
 from sparsekit.record import Record
 from sparsekit.result import PruneResult
 from sparsekit.table import first_of

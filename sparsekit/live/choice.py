@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from sparsekit.config import Masking, PruneConfig
 from sparsekit.graph.node import LiveNode
+from sparsekit.live.variable_reads import has_own_gradient, other_uses, python_variables, reads
 from sparsekit.planning import PlannedLayer, Planning
 from sparsekit.table import first_of
-from sparsekit.variable_reads import has_own_gradient, other_uses, python_variables, reads
 
 _SHOWN = 5
 _WHY: dict[Masking, str] = {

@@ -3,8 +3,8 @@
 Per layer there are two variables, the mask and a count of trained batches; where zeros are to lie in the layer's own
 variable, also the count after which they did; and the dropped values, if the mask is chosen again. The forward pass
 only reads: where a mask is due it chooses from the weights at hand, elsewhere it uses the stored one. Only the gradient
-writes, and a projected train op (which then chooses, too: `sparsekit.refreshing`), so a forward pass without training
-(an evaluation, a freeze) changes nothing, and a batch counts once however many losses it has.
+writes, and a projected train op (which then chooses, too: `sparsekit.live.refreshing`), so a forward pass without
+training (an evaluation, a freeze) changes nothing, and a batch counts once however many losses it has.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from tensorflow.python.ops import gen_control_flow_ops, ref_variable, resource_v
 
 from sparsekit.config import Masking
 from sparsekit.criterion import Criterion
-from sparsekit.gradient import (
+from sparsekit.graph.edit import pristine_scope
+from sparsekit.graph.trace import MASK_ATTRIBUTE
+from sparsekit.live.gradient import (
     BATCH,
     DIRTY,
     DUE,
@@ -39,8 +41,6 @@ from sparsekit.gradient import (
     value_of,
     without_dropped,
 )
-from sparsekit.graph.edit import pristine_scope
-from sparsekit.graph.trace import MASK_ATTRIBUTE
 from sparsekit.pattern import Pattern, keep_planes, ordering_key
 
 SCOPE = "sparsekit"

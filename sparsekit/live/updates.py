@@ -15,8 +15,8 @@ from tensorflow.core.framework import node_def_pb2
 from tensorflow.python.framework import op_def_registry
 
 from sparsekit.graph.forward import reached
-from sparsekit.masking import SCOPE, state_variable
-from sparsekit.variable_reads import python_variables
+from sparsekit.live.mask import SCOPE, state_variable
+from sparsekit.live.variable_reads import python_variables
 
 Array: TypeAlias = npt.NDArray[np.float64]
 

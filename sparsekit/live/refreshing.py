@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import tensorflow as tf
 from tensorflow.python.ops import gen_control_flow_ops
 
-from sparsekit.gradient import assign, value_of, where_due, without_dropped
-from sparsekit.masking import LayerMask
+from sparsekit.live.gradient import assign, value_of, where_due, without_dropped
+from sparsekit.live.mask import LayerMask
 
 
 def refreshed(

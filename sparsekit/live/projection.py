@@ -9,9 +9,9 @@ from typing import Any
 import tensorflow as tf
 
 from sparsekit.errors import GraphError
-from sparsekit.masking import LayerMask
-from sparsekit.refreshing import refreshed
-from sparsekit.updates import TrainOp, Update
+from sparsekit.live.mask import LayerMask
+from sparsekit.live.refreshing import refreshed
+from sparsekit.live.updates import TrainOp, Update
 
 _log = logging.getLogger("sparsekit")
 
