@@ -285,7 +285,12 @@ def _check_names(view: GraphView, config: PruneConfig, candidates: list[Node], r
     if not mentioned:
         return
     variables = {node.name for node in view.nodes() if node.op in VARIABLES}
-    parts = {node.name for node in view.nodes() if not variables.isdisjoint(_with_scopes(node.name))}
+    # Layers keep their names, those too that lie in such a scope and are not in the forward graph.
+    parts = {
+        node.name
+        for node in view.nodes()
+        if not registry.handler(node.op) and not variables.isdisjoint(_with_scopes(node.name))
+    }
     everything = {
         "layer": {*layers, *(node.name for node in view.nodes() if node.name not in parts)},
         "type": {*registry.handlers, *(node.op for node in view.nodes())},
@@ -296,7 +301,7 @@ def _check_names(view: GraphView, config: PruneConfig, candidates: list[Node], r
         near = near_matches(glob, layers if kind == "layer" else registry.handlers)
         raise ConfigError(
             f"'{glob}' matches no {'operation' if kind == 'layer' else 'op type'} of the graph"
-            + (", only variables" if kind == "layer" and _matches(glob, parts) else ""),
+            + (", only variables and what lies in their scopes" if kind == "layer" and _matches(glob, parts) else ""),
             where=where,
             expected="names of operations in the graph" if kind == "layer" else "op types such as those with a handler",
             hint=near or ("Layers of this graph: " + ", ".join(layers[:8]) if kind == "layer" and layers else ""),

@@ -156,3 +156,17 @@ def test_a_rule_that_fails_stops_the_plan_before_anything_is_done():
     broken = attrs.evolve(ROOMY, rules=(attrs.evolve(ROOMY.rules[0], holds=lambda layer: 1 / 0),))
     with pytest.raises(sparsekit.PluginError, match="target profile 'roomy', rule 'sixteen': ZeroDivisionError"):
         judged(broken)
+
+
+def test_a_layer_in_the_scope_of_a_variables_name_is_a_layer_whatever_the_outputs() -> None:
+    with tf.Graph().as_default() as graph:
+        x = v1.placeholder(tf.float32, [None, 8])
+        for name in ("main", "aux"):
+            kernel = v1.get_variable(name, [8, 4])
+            with tf.name_scope(f"{name}/"):
+                tf.matmul(x, kernel, name="fc")
+    for outputs in (None, ["main/fc"]):
+        plan = sparsekit.plan(graph, {"skip_layers": ["aux/*"]}, outputs=outputs)
+        assert [decision.name for decision in plan.pruned] == ["main/fc"]
+        with pytest.raises(sparsekit.ConfigError, match=r"'aux' matches no operation of the graph, only variables"):
+            sparsekit.plan(graph, {"skip_layers": ["aux"]}, outputs=outputs)

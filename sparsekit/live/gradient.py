@@ -35,7 +35,8 @@ MARKS = ("_gradient_op_type", READS)
 MASK, BATCH, ZEROS, SHADOW = "mask", "batch", "zeros", "shadow"
 """Names beside the masked weight, of variables: the mask; the count of trained batches; the count after which the
 variable held zeros, -1 before it did; the values that were dropped since, for masks that are chosen again. Where masked
-gradients keep zeros that were written once, the second count is 0, or negative while that is to be seen."""
+gradients keep zeros that were written once, the second count is 0; while that is to be seen it is below -1, and tells
+the weights apart."""
 
 USED, DUE, NEXT, DIRTY, BOOKS = "used", "due", "next", "dirty", "books"
 """And of tensors: the mask of this batch, whether a mask is due, the count after the batch, whether the variable holds
@@ -83,7 +84,7 @@ def _scope_of_mask(read: tf.Operation) -> str:
 def owner_of(read: tf.Operation) -> tf.Operation:
     """The variable's op, of an op that reads it, be that in a cond or in a loop of control flow v1."""
     found = read.inputs[0].op
-    while found.type in ("Switch", "Enter"):
+    while found.type in ("Switch", "Enter", "RefSwitch", "RefEnter"):
         found = found.inputs[0].op
     return found
 
@@ -118,25 +119,36 @@ def _kept_books(masked: tf.Operation, scope: str) -> tf.Operation:
         return graph.get_tensor_by_name(f"{scope}/{name}:0")
 
     def write_zeros(mask: tf.Tensor) -> tf.Operation:
-        """Until an update has left them: momentum of a checkpoint moves weights that have no gradient, too."""
+        """Until an update has left them: momentum of a checkpoint moves weights that have no gradient, too.
+
+        That there was one is told by the weights that stay: not every batch updates, where gradients are summed.
+        """
         variable = variable_of(masked.inputs[0])
         with tf.control_dependencies([mask]):  # late: another worker may have trained it since
             weight, before = value_of(variable, mask.dtype.base_dtype), value_of(tensor(ZEROS), tf.int64)
-        zero, this_batch = tf.zeros([], mask.dtype.base_dtype), -1 - following
+        kept, zero = without_dropped(weight, mask), tf.zeros([], mask.dtype.base_dtype)
         moved = tf.reduce_any(tf.logical_and(tf.not_equal(weight, zero), tf.equal(mask, zero)))
-        written = where_due(moved, mask, lambda mask: assign(variable, without_dropped(weight, mask)))
-        updated = tf.logical_and(before < -1, before > this_batch)
-        kept = tf.logical_and(updated, tf.logical_not(moved))
+        written = where_due(moved, kept, lambda kept: assign(variable, kept))
+        now = _to_be_seen(kept)
+        # What this batch has seen already, by the books of another gradient, stays so.
+        updated = tf.logical_or(tf.equal(before, 0), tf.logical_and(before < -1, tf.not_equal(before, now)))
         with tf.control_dependencies([written]):
-            return assign(tensor(ZEROS), tf.where(kept, tf.zeros_like(before), this_batch))
+            return assign(
+                tensor(ZEROS), tf.where(tf.logical_or(moved, tf.logical_not(updated)), now, tf.zeros_like(now))
+            )
 
-    used, following = tensor(USED), tensor(NEXT)
-    kept = [assign(tensor(BATCH), following)]
+    used = tensor(USED)
+    kept = [assign(tensor(BATCH), tensor(NEXT))]
     kept.append(where_due(tensor(DUE), used, lambda mask: assign(tensor(MASK), mask)))
     if masked.get_attr("_gradient_op_type") == IN_PLACE.encode():
         kept.append(where_due(tensor(DIRTY), used, write_zeros))
     with tf.control_dependencies(kept):
         return tf.no_op(name=BOOKS)
+
+
+def _to_be_seen(weight: tf.Tensor) -> tf.Tensor:
+    """Below -1, and another number as soon as an update moves the weight."""
+    return -2 - tf.bitcast(tf.reduce_sum(tf.abs(tf.cast(weight, tf.float64))), tf.int64)
 
 
 def where_due(due: tf.Tensor, value: tf.Tensor, write: Callable[[tf.Tensor], tf.Operation]) -> tf.Tensor:

@@ -88,7 +88,7 @@ class LayerMask:
         mask: 1 where a weight stays, of the weight's shape and dtype.
         batch: how many batches were trained, int64.
         zeros: the count of them after which the variable held zeros, -1 before it did; None with "forward". Where
-            masked gradients keep them, 0 once that was seen, and 1 + that count, negative, until then.
+            masked gradients keep them, 0 once an update was seen to leave them, and a number below -1 until then.
         shadow: the dropped values, 0 before the variable held zeros; None where it never does, or the mask is chosen
             once.
     """
@@ -189,7 +189,9 @@ class LayerMask:
         assert self.zeros is not None
         dependencies = self.graph.control_dependencies
         with self.beside(), dependencies([update]), dependencies([self.write_zeros()]):
-            return assign(self.zeros.op.outputs[0], self.batch.read_value())
+            count, zeros = self.batch.read_value(), self.zeros.read_value()
+            # No mask is chosen where no batch was trained.
+            return assign(self.zeros.op.outputs[0], tf.where(count > 0, count, zeros))
 
     def write_zeros(self) -> tf.Operation:
         """Where the mask drops, built wherever the caller builds."""
