@@ -105,14 +105,19 @@ def test_every_layer_of_a_trained_graph_stores_the_mask_of_its_weights(kind: str
 
 @pytest.mark.parametrize("frequency", [0, 2])
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
-def test_every_op_that_is_colocated_with_the_weight_can_be_where_it_is(kind: str, dtype: Any, frequency: int) -> None:
+@pytest.mark.parametrize("masking", ["forward", "in-place", "project"])
+def test_every_op_that_is_colocated_with_the_weight_can_be_where_it_is(
+    kind: str, masking: str, dtype: Any, frequency: int
+) -> None:
     """One op without a kernel for the GPU would take the whole colocation group, weight included, to the CPU."""
     if not any(kernel.device_type == "GPU" for kernel in kernels.get_registered_kernels_for_op("Mul").kernel):
         pytest.skip("this TensorFlow was built without GPU kernels")
     with tf.Graph().as_default() as graph:
         y = tf.matmul(v1.placeholder(dtype, [None, 11]), variable("w", [11, 4], dtype=dtype), name="fc")
-        sparsekit.prune(graph, {"update_freq": frequency})
-        sgd(tf.reduce_mean(y**2))
+        result = sparsekit.prune(graph, {"update_freq": frequency, "masking": masking})
+        step = sgd(tf.reduce_mean(y**2))
+        if masking == "project" or (masking == "in-place" and frequency):
+            result.project(step)
         inserted = [
             op for op in graph.get_operations() if b"loc:@w" in op.colocation_groups() and "sparsekit" in op.name
         ]
