@@ -95,6 +95,26 @@ class Registry:
             )
         return found.value
 
+    def require_live(self, criterion: str, layer: str, place: str, hint: str) -> None:
+        """The criterion of a layer must choose masks from the weights alone, while they are trained.
+
+        Args:
+            criterion: its name.
+            layer: the layer's.
+            place: where it would choose, for people.
+            hint: what to do instead.
+
+        Raises:
+            ConfigError: it cannot, or there is none of that name.
+        """
+        if not self.criterion(criterion).live:
+            raise ConfigError(
+                f"criterion '{criterion}' cannot choose masks {place}",
+                where=layer,
+                expected="one of " + ", ".join(name for name, entry in self.criteria.items() if entry.value.live),
+                hint=hint,
+            )
+
     @property
     def profiles(self) -> tuple[TargetProfile, ...]:
         """Every target profile."""

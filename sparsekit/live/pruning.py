@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorflow.python.framework.func_graph import FuncGraph
 
 from sparsekit.config import PruneConfig
-from sparsekit.errors import ConfigError, GraphError
+from sparsekit.errors import GraphError
 from sparsekit.graph.edit import pristine_scope
 from sparsekit.graph.forward import ForwardGraph, differentiated
 from sparsekit.graph.node import LiveGraph
@@ -139,10 +139,5 @@ def check_editable(graph: tf.Graph, planning: Planning, registry: Registry) -> N
             hint="Call prune after the forward graph is built and before optimizer.minimize or tf.gradients.",
         )
     for decision in planning.plan.pruned:
-        if not registry.criterion(decision.criterion).live:
-            raise ConfigError(
-                f"criterion '{decision.criterion}' cannot choose masks inside a training graph",
-                where=decision.name,
-                expected="one of " + ", ".join(name for name, entry in registry.criteria.items() if entry.value.live),
-                hint="With calibration samples and a session it can choose what training starts from.",
-            )
+        hint = "With calibration samples and a session it can choose what training starts from."
+        registry.require_live(decision.criterion, decision.name, "inside a training graph", hint)

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from sparsekit.criterion import Criterion
-from sparsekit.errors import ConfigError, GraphError
+from sparsekit.errors import GraphError
 from sparsekit.live.mask import keep_tensor
 from sparsekit.one_shot import refuse_non_finite
 from sparsekit.planning import LayerDecision, PlannedLayer
@@ -243,13 +243,8 @@ def _variable(traced: TracedModel, layer: PlannedLayer) -> Any:
 
 
 def _check(decision: LayerDecision, variable: Any, registry: Registry) -> None:
-    if not registry.criterion(decision.criterion).live:
-        raise ConfigError(
-            f"criterion '{decision.criterion}' cannot choose masks while a model trains",
-            where=decision.name,
-            expected="one of " + ", ".join(name for name, entry in registry.criteria.items() if entry.value.live),
-            hint="Export the model and prune the SavedModel with calibration samples.",
-        )
+    hint = "Export the model and prune the SavedModel with calibration samples."
+    registry.require_live(decision.criterion, decision.name, "while a model trains", hint)
     if hasattr(variable, _OWNER):
         raise GraphError(
             f"its weight was pruned before, as '{getattr(variable, _OWNER)}', and is not finalized",
