@@ -284,17 +284,13 @@ def _check_names(view: GraphView, config: PruneConfig, candidates: list[Node], r
     mentioned = list(names_in_use(config))
     if not mentioned:
         return
-    variables = {node.name for node in view.nodes() if node.op in VARIABLES}
+    ops = {node.name: node.op for node in view.nodes()}
+    variables = {name for name, op in ops.items() if op in VARIABLES}
     # Layers keep their names, those too that lie in such a scope and are not in the forward graph.
     parts = {
-        node.name
-        for node in view.nodes()
-        if not registry.handler(node.op) and not variables.isdisjoint(_with_scopes(node.name))
+        name for name, op in ops.items() if not registry.handler(op) and not variables.isdisjoint(_with_scopes(name))
     }
-    everything = {
-        "layer": {*layers, *(node.name for node in view.nodes() if node.name not in parts)},
-        "type": {*registry.handlers, *(node.op for node in view.nodes())},
-    }
+    everything = {"layer": {*layers, *(ops.keys() - parts)}, "type": {*registry.handlers, *ops.values()}}
     for where, glob, kind in mentioned:
         if _matches(glob, everything[kind]):
             continue

@@ -335,7 +335,7 @@ def _chosen_after_updates(layer: _MaskedLayer, model: Model) -> bool:
 
 
 def _count_of_zeros(layer: _MaskedLayer, model: Model) -> int:
-    """The count of batches after which the variable held zeros; -1 where it never did."""
+    """What the layer's variable of this name holds (see `LayerMask.zeros`), -1 where there is none."""
     if model.view.node(f"{layer.name}/{SCOPE}/{ZEROS}") is None:
         return -1
     return int(_stored(model, _state(model, layer, ZEROS)))

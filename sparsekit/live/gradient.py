@@ -132,10 +132,9 @@ def _kept_books(masked: tf.Operation, scope: str) -> tf.Operation:
         now = _to_be_seen(kept)
         # What this batch has seen already, by the books of another gradient, stays so.
         updated = tf.logical_or(tf.equal(before, 0), tf.logical_and(before < -1, tf.not_equal(before, now)))
+        stayed = tf.logical_and(updated, tf.logical_not(moved))
         with tf.control_dependencies([written]):
-            return assign(
-                tensor(ZEROS), tf.where(tf.logical_or(moved, tf.logical_not(updated)), now, tf.zeros_like(now))
-            )
+            return assign(tensor(ZEROS), tf.where(stayed, tf.zeros_like(now), now))
 
     used = tensor(USED)
     kept = [assign(tensor(BATCH), tensor(NEXT))]

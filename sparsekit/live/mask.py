@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -189,9 +190,16 @@ class LayerMask:
         assert self.zeros is not None
         dependencies = self.graph.control_dependencies
         with self.beside(), dependencies([update]), dependencies([self.write_zeros()]):
-            count, zeros = self.batch.read_value(), self.zeros.read_value()
-            # No mask is chosen where no batch was trained.
-            return assign(self.zeros.op.outputs[0], tf.where(count > 0, count, zeros))
+            return self.note_zeros(self.batch.read_value(), self.zeros.read_value())
+
+    def note_zeros(self, count: tf.Tensor, zeros: tf.Tensor) -> tf.Operation:
+        """Note down that the variable holds zeros, unless no batch was trained: no mask is chosen then.
+
+        Args:
+            count, zeros: what the variables of these names hold.
+        """
+        assert self.zeros is not None
+        return assign(self.zeros.op.outputs[0], tf.where(count > 0, count, zeros))
 
     def write_zeros(self) -> tf.Operation:
         """Where the mask drops, built wherever the caller builds."""
@@ -229,7 +237,7 @@ def keep_tensor(score: tf.Tensor, axis: int, pattern: Pattern) -> tf.Tensor:
     kept = []
     if length > tail:
         # Four axes at most, whatever the rank: TensorFlow's kernels are made for few.
-        rows, columns = _product(outer), _product(inner)
+        rows, columns = math.prod(outer), math.prod(inner)
         planes = tf.unstack(tf.reshape(ordering_key(whole), [rows, length // pattern.m, pattern.m, columns]), axis=2)
         keep = tf.stack(keep_planes(planes, pattern.n), axis=2)
         kept.append(tf.reshape(keep, [*outer, length - tail, *inner]))
@@ -249,10 +257,3 @@ def state_variable(by_reference: bool, name: str, dtype: tf.DType, initial_value
         name=name,
         dtype=dtype,
     )
-
-
-def _product(sizes: list[int]) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result

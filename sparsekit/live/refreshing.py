@@ -51,7 +51,7 @@ def refreshed(
         rewritten = where_due(rewrite, count, functools.partial(_rewrite, mask, slots, due, never_written))
         written = where_due(write, count, functools.partial(_write, mask, slots if every_step else ()))
         with mask.graph.control_dependencies([rewritten, written]):
-            return assign(mask.zeros.op.outputs[0], tf.where(count > 0, count, zeros))
+            return mask.note_zeros(count, zeros)
 
 
 def _rewrite(
